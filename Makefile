@@ -1,0 +1,43 @@
+# `make demo` and `make test` each work as the first command on a fresh machine with Python 3.11+, git and a C compiler.
+
+# Without bytecode files every process would compile torch and TensorFlow anew.
+unexport PYTHONDONTWRITEBYTECODE
+BIN := .venv/bin
+DEMO ?= experiment=digits
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test test-fast lint format bench contracts clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## make .venv/ with everything installed
+	@scripts/setup_environment.sh
+
+demo: setup  ## a whole swarm of four sites on this host, on real data (DEMO="experiment=thyroid" for the other one)
+	@$(BIN)/swarm-hpc local $(DEMO)
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup  ## the tests that answer in under a minute
+	$(BIN)/python -m pytest -m "not slow and not system" $(PYTEST_ARGS)
+
+lint: setup  ## style, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## all benchmarks; writes benchmarks/results/*.json
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+contracts: setup  ## recompile the ledger's contracts
+	$(BIN)/python swarm_hpc/sn/contracts/compile.py
+
+clean:  ## remove everything that make made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs

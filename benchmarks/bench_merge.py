@@ -1,0 +1,138 @@
+"""How long a merge takes, in multiples of the time to read all inputs once, beside torch in the same run.
+
+    python benchmarks/bench_merge.py [--json] [--sizes 1000000 25000000] [--peers 4] [--repeats 5]
+
+Prints a table (or JSON) and writes benchmarks/results/merge.json. Everything in one thread; output memory is reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from swarm_hpc.kernels import cpu
+
+RESULTS = Path(__file__).parent / "results" / "merge.json"
+Merge = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 25_000_000], help="parameters of the model")
+    parser.add_argument("--peers", type=int, nargs="+", default=[4])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [
+        row
+        for size in options.sizes
+        for num_peers in options.peers
+        for row in measure(num_peers, size, options.repeats)
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n")
+    if options.json:
+        print(json.dumps({"rows": rows}))
+    else:
+        show(rows)
+
+
+def measure(num_peers: int, num_parameters: int, repeats: int) -> Iterator[dict[str, object]]:
+    chance = np.random.default_rng(0)
+    base = chance.standard_normal(num_parameters, dtype=np.float32)
+    models = [base + 0.05 * chance.standard_normal(num_parameters, dtype=np.float32) for _ in range(num_peers)]
+    del base
+    out = np.zeros(num_parameters, np.float32)
+    for method, backend, merge in merges(models, out):
+        merge()
+        # limit and merge in turn, so that both see the same load of the machine
+        times = [(seconds(lambda: [model.max() for model in models]), seconds(merge)) for _ in range(repeats)]
+        limit_s, merge_s = min(limit for limit, _ in times), min(taken for _, taken in times)
+        yield {
+            "method": method,
+            "backend": backend,
+            "num_peers": num_peers,
+            "num_parameters": num_parameters,
+            "dtype": "F32",
+            "threads": 1,
+            "times_limit": round(merge_s / limit_s, 3),
+            "times_limit_median": round(statistics.median(taken / limit for limit, taken in times), 3),
+            "merge_s": round(merge_s, 6),
+            "limit_s": round(limit_s, 6),
+        }
+
+
+def merges(models: list[np.ndarray], out: np.ndarray) -> Iterator[tuple[str, str, Merge]]:
+    equal = [1.0] * len(models)
+    unequal = [float(1 + peer) for peer in range(len(models))]
+    tensors = [torch.from_numpy(model) for model in models]
+    yield "mean", "numpy", lambda: cpu.mean(models, equal, out)
+    yield "mean", "torch.stack", lambda: torch.stack(tensors).mean(0)
+    yield "coordmedian", "numpy", lambda: cpu.coord_median(models, equal, out)
+    yield "coordmedian weighted", "numpy", lambda: cpu.coord_median(models, unequal, out)
+    yield "coordmedian", "torch.stack", lambda: torch.stack(tensors).median(0).values
+    yield "geomedian", "numpy", lambda: cpu.geometric_median(models, equal, out)
+
+
+def seconds(work: Merge) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def machine() -> dict[str, object]:
+    names = [line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def cpu_info() -> list[str]:
+    source = Path("/proc/cpuinfo")
+    return source.read_text().splitlines() if source.exists() else []
+
+
+def commit() -> str:
+    """The checkout's commit, with + where it has changes; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    table = Table(title="Merging, in multiples of the time to read all inputs once (1 thread)")
+    for name in ("method", "backend", "peers", "parameters", "times limit", "ms"):
+        table.add_column(name, justify="left" if name in ("method", "backend") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["method"]),
+            str(row["backend"]),
+            str(row["num_peers"]),
+            f"{row['num_parameters']:,}",
+            f"{row['times_limit']:.2f}",
+            f"{1000 * float(str(row['merge_s'])):.1f}",
+        )
+    Console(file=sys.stdout).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Makes .venv/ with everything that the demo, the tests and the checks need. Does nothing when it is up to date.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stamp=.venv/installed-$(cat pyproject.toml constraints.txt "$0" | cksum | cut -d' ' -f1)
+[ -e "$stamp" ] && exit 0
+
+uv_version=0.13.9
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "setup: no Python 3.11-3.13 found; install one or set PYTHON=/path/to/python" >&2
+    return 1
+}
+
+python=$(find_python)
+if [ ! -x .venv/bin/python ]; then
+    # Debian's python3 has no ensurepip unless python3-venv is there; virtualenv brings its own pip.
+    if ! "$python" -m venv .venv 2>.venv-error; then
+        rm -rf .venv
+        "$python" -m virtualenv -q .venv 2>>.venv-error || {
+            cat .venv-error >&2
+            echo "setup: $python cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2
+            exit 1
+        }
+    fi
+    rm -f .venv-error
+fi
+
+if ! .venv/bin/uv --version 2>/dev/null | grep -q "uv $uv_version"; then
+    echo "setup: installing uv $uv_version" >&2
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+fi
+
+echo "setup: installing packages into .venv (about 5 GB; one to several minutes the first time)" >&2
+.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt \
+    --editable '.[keras,demo,dev]'
+rm -f .venv/installed-*
+touch "$stamp"

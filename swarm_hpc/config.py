@@ -1,0 +1,317 @@
+"""The settings of every command, one dataclass per concern. YAML in conf/ holds the defaults; cli.py fills these in.
+
+Nothing below cli.py sees hydra or os.environ: a function gets the smallest of these that serves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from swarm_hpc.errors import ConfigError
+from swarm_hpc.records import LABEL, MergeMethod, NodeName, Platform
+
+T = TypeVar("T")
+# Numbers become text where text is wanted: experiment.env.EPOCHS=5 is a number to hydra.
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+class TransferMode(StrEnum):
+    """How parameters travel: through the sites' SNs, or straight from SL to SL."""
+
+    GATEWAY = "gateway"
+    DIRECT = "direct"
+
+
+class LedgerKind(StrEnum):
+    """Which ledger an SN keeps."""
+
+    EMBEDDED = "embedded"
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class IdentityConfig:
+    """The files that say who a node is. Made by `swarm-hpc certs`, openssl or a company CA."""
+
+    cert: str
+    """PEM file with the node's certificate, and any intermediate CAs after it."""
+    key: str
+    """PEM file with its private key; readable by its owner only."""
+    bundle: str
+    """Trust bundle: a JSON file with the CAs of all sites, from `swarm-hpc certs bundle`."""
+    strict_x509: bool = True
+    """RFC 5280 to the letter. Turn off for certificates such as HPE's gen-cert makes."""
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class ConnectionConfig:
+    """How long nodes try."""
+
+    connect_timeout_s: float = 60.0
+    """How long a call is repeated while the other side does not answer."""
+    transfer_timeout_s: float = 600.0
+    """The longest that one blob may take."""
+
+    def __post_init__(self) -> None:
+        positive(self, "connect_timeout_s", "transfer_timeout_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class TransferConfig:
+    """Where parameters are kept and how they travel."""
+
+    mode: TransferMode = TransferMode.GATEWAY
+    """gateway: through the SN, no inbound port on compute nodes. direct: from SL to SL."""
+    host: str = "127.0.0.1"
+    """direct: address that the SL file server listens on."""
+    port: int = 30305
+    """direct: its port; 0 takes a free one."""
+    advertise: str = ""
+    """direct: host[:port] under which the other SLs reach it; empty means host and port."""
+    shared_dir: str = ""
+    """gateway: a folder on a file system that SL and SN share; blobs then go by rename instead of upload."""
+    keep_rounds: int = 3
+    """Blobs of older rounds are deleted; 0 keeps all of them (`swarm-hpc verify` needs them)."""
+    min_free_mib: int = 256
+    """A blob is refused when it would leave less room than this on its file system."""
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        at_least(self, 0, "keep_rounds", "min_free_mib")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class MergeConfig:
+    """How parameters are merged."""
+
+    method: MergeMethod = MergeMethod.MEAN
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class RoundConfig:
+    """The rules of a training contract, the same for all its nodes."""
+
+    contract: str = "default"
+    """Name of the training contract."""
+    min_peers: int = 2
+    """A round never closes with fewer nodes than this."""
+    quorum_wait_s: int = 30
+    """How long a round stays open for stragglers once min_peers have checked in."""
+    leader_timeout_s: int = 60
+    """How long a leader has to publish before another participant may take over."""
+    max_wait_s: float = 86400.0
+    """How long a node waits for its peers in one round before it gives up."""
+
+    def __post_init__(self) -> None:
+        label(self, "contract")
+        at_least(self, 1, "min_peers", "leader_timeout_s")
+        at_least(self, 0, "quorum_wait_s")
+        positive(self, "max_wait_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class LedgerConfig:
+    """The ledger of an SN."""
+
+    kind: LedgerKind = LedgerKind.EMBEDDED
+    chain_id: int = 48125
+    """Ethereum chain ID; the same for all SNs of a network."""
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SnConfig:
+    """`swarm-hpc sn`: a site's swarm network node."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 30304
+    """The site's one inbound port; 0 takes a free one."""
+    advertise: str = ""
+    """host[:port] under which other nodes reach this SN; empty means host and port."""
+    data_dir: str = "swarm-sn"
+    """Where ledger, keys and blobs are kept; the SN's whole memory."""
+    lease_s: float = 15.0
+    """A node that is not heard of for this long is away: rounds no longer wait for it."""
+    identity: IdentityConfig
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        positive(self, "lease_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class ProgramConfig:
+    """The user's own ML program, started by SL."""
+
+    command: list[str]
+    """Program and arguments; empty runs SL alone, for a program that is started by hand."""
+    cwd: str = "."
+    """Working directory of the program."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables added to SL's own."""
+    log: str = ""
+    """File that takes the program's output; empty passes it through."""
+    stop_timeout_s: float = 10.0
+    """How long the program has between SIGTERM and SIGKILL."""
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SlConfig:
+    """`swarm-hpc sl`: a swarm learning node beside one ML program."""
+
+    name: str
+    """This node's name, site/sl/name; it must lie in the site of its certificate."""
+    sn: str
+    """host:port of the site's SN."""
+    state_dir: str
+    """Where this node keeps its instance ID, its blobs and the socket for the ML program."""
+    node_weight: int = 1
+    """Weight of this node's parameters in a merge, 1-100, where the ML program does not say."""
+    identity: IdentityConfig
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    program: ProgramConfig
+
+    def __post_init__(self) -> None:
+        try:
+            NodeName.parse(self.name)
+        except ValueError as exc:
+            raise ConfigError(f"name: {exc}") from exc
+        if not 1 <= self.node_weight <= 100:
+            raise ConfigError(f"node_weight: {self.node_weight} is outside 1-100")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class ExperimentConfig:
+    """`conf/experiment/*.yaml`: a training program with its data, as `swarm-hpc local` runs it.
+
+    In both command lines `{examples}` is the folder of the examples and the word `python` the running interpreter.
+    """
+
+    name: str
+    """Short name; also the name of the training contract."""
+    title: str = ""
+    """One line on what is trained on which data."""
+    metric: str
+    """What the result is called, such as accuracy."""
+    platform: Platform
+    """The framework of the training program."""
+    prepare: list[str]
+    """Program that makes a folder of data per site, and one named pooled with all of it; it is called with
+    `OUT_DIR --sites N --names A,B,... --seed S`."""
+    train: list[str]
+    """The training program of every site. It gets SITE, SEED, DATA_DIR and SCRATCH_DIR in its environment and leaves
+    SCRATCH_DIR/result.json, an object with the metric as `value`."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of both programs."""
+    max_sites: int = 24
+    """How many sites the data can be dealt out to."""
+
+    def __post_init__(self) -> None:
+        label(self, "name")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class LocalConfig:
+    """`swarm-hpc local`: a whole swarm of several sites on this host."""
+
+    experiment: ExperimentConfig
+    sites: int = 4
+    """How many sites take part."""
+    seed: int = 0
+    """Seed of the data split and of the programs."""
+    run_dir: str = ""
+    """Folder of this run; empty for runs/<experiment>-<time>. An existing one must be empty."""
+    baselines: bool = True
+    """Also train each site alone and one model on the pooled data, to compare with."""
+    timeout_s: float = 1800.0
+    """The longest that the whole run may take."""
+    lease_s: float = 15.0
+    """A node that is not heard of for this long is away: rounds no longer wait for it."""
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "sites")
+        positive(self, "timeout_s", "lease_s")
+        if self.sites > self.experiment.max_sites:
+            raise ConfigError(
+                f"sites: {self.sites} is more than {self.experiment.name} has: {self.experiment.max_sites}"
+            )
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class ClientConfig:
+    """`swarm-hpc status` and `swarm-hpc verify`: which SN to ask, and as whom."""
+
+    sn: str
+    """host:port of the SN."""
+    identity: IdentityConfig
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def load(cls: type[T], values: object) -> T:
+    """Plain values (from YAML) as a settings object; ConfigError names the first key that does not fit."""
+    try:
+        settings: T = _adapter(cls).validate_python(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        inner = first.get("ctx", {}).get("error")
+        key = ".".join(str(part) for part in first["loc"])
+        if isinstance(inner, ConfigError):
+            raise ConfigError(f"{key}.{inner}" if key else str(inner)) from exc
+        raise ConfigError(f"{key}: {first['msg']} (it is {first['input']!r})") from exc
+    return settings
+
+
+def positive(settings: object, *keys: str) -> None:
+    """Refuse zero and negative numbers."""
+    for key in keys:
+        if getattr(settings, key) <= 0:
+            raise ConfigError(f"{key}: {getattr(settings, key)} must be greater than 0")
+
+
+def at_least(settings: object, least: int, *keys: str) -> None:
+    """Refuse numbers below `least`."""
+    for key in keys:
+        if getattr(settings, key) < least:
+            raise ConfigError(f"{key}: {getattr(settings, key)} must be at least {least}")
+
+
+def port_number(settings: object, key: str) -> None:
+    """Refuse what is no TCP port."""
+    if not 0 <= getattr(settings, key) <= 65535:
+        raise ConfigError(f"{key}: {getattr(settings, key)} is not a port number (0-65535)")
+
+
+def label(settings: object, key: str) -> None:
+    """Refuse names that could not stand on the ledger, in a URL and in a file name."""
+    if not LABEL.fullmatch(getattr(settings, key)):
+        raise ConfigError(f"{key}: {getattr(settings, key)!r}: use letters, digits, '.', '_', '-', at most 63")

@@ -1,0 +1,230 @@
+"""Every error of the project, in one tree. ``except SwarmError`` catches ours and only ours.
+
+SwarmError
+├── ConfigError                 what a user typed: unknown key, bad value, missing file      exit 2
+│   ├── ContractMismatch        a node's settings differ from its training contract
+│   └── ModelMismatch           a tensor is missing, extra, or has another shape or dtype
+├── IdentityError               certificates and authorisation                               exit 3
+│   ├── CertificateMissing      no such file, or not a certificate
+│   ├── CertificateExpired      not valid (any more, or yet)
+│   ├── CertificateUntrusted    no CA of the trust bundle signed it
+│   ├── KeyMismatch             the private key is not the certificate's
+│   ├── WrongSite               a site's CA vouched for another site's name
+│   └── NotAuthorized           a known peer asked for what its name does not allow
+├── TransportError
+│   ├── NotReachable            nobody answers                                               exit 4
+│   ├── TimedOut                a wait reached its deadline                                  exit 4
+│   ├── PortInUse
+│   └── ProtocolError           the other side said something that the protocol does not know
+├── BlobError
+│   ├── BlobNotFound
+│   ├── BlobCorrupt             the bytes are not the ones the hash names
+│   └── DiskFull
+├── LedgerError                 the ledger refused or could not be written
+│   ├── NotFound                no such site, node, contract, round, task or taskrunner
+│   ├── AlreadyExists
+│   ├── DuplicateNode           a live node has that name already                            exit 3
+│   ├── Fenced                  a newer incarnation of the node took over                    exit 3
+│   ├── NotMember               the account does not speak for that site                     exit 3
+│   ├── TaskRefused             a task or taskrunner is not in a state that allows the request
+│   └── RoundError
+│       ├── RoundClosed         the round went on without this node
+│       ├── NotEnoughPeers      fewer check-ins than the contract asks for
+│       ├── RoundClaimed        another node leads the round
+│       ├── NotLeader           only the leader may publish
+│       └── TrainingOver        the contract is completed
+├── MergeError                  inputs that cannot be merged (weights, counts)
+└── ProgramFailed               the ML program ended with an error
+"""
+
+from typing import ClassVar
+
+
+class SwarmError(Exception):
+    """Base of all errors of the project. `str()` says what happened, where, and what to do next."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class ConfigError(SwarmError, ValueError):
+    """Something the user typed cannot be used; the message names the key or file and the remedy."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class ContractMismatch(ConfigError):
+    """A node asked for settings that differ from those its training contract was created with."""
+
+    http_status = 409
+
+
+class ModelMismatch(ConfigError):
+    """A tensor is missing, extra, or of another shape or dtype than the contract's model; names the tensor."""
+
+    http_status = 409
+
+
+class IdentityError(SwarmError):
+    """Certificates and authorisation."""
+
+    exit_code = 3
+    http_status = 403
+
+
+class CertificateMissing(IdentityError):
+    """A certificate, key or bundle file does not exist or holds no such thing."""
+
+
+class CertificateExpired(IdentityError):
+    """A certificate is outside its validity period."""
+
+
+class CertificateUntrusted(IdentityError):
+    """No CA of the trust bundle signed the certificate."""
+
+
+class KeyMismatch(IdentityError):
+    """The private key does not belong to the certificate."""
+
+
+class WrongSite(IdentityError):
+    """A CA vouched for a name of a site that is not its own."""
+
+
+class NotAuthorized(IdentityError):
+    """The peer is known, but its name does not allow what it asked for."""
+
+
+class TransportError(SwarmError):
+    """Connections between nodes."""
+
+    http_status = 502
+
+
+class NotReachable(TransportError):
+    """Nobody answers at the address."""
+
+    exit_code = 4
+
+
+class TimedOut(TransportError):
+    """A wait reached its deadline."""
+
+    exit_code = 4
+    http_status = 504
+
+
+class PortInUse(TransportError):
+    """The port to listen on belongs to another process."""
+
+
+class ProtocolError(TransportError):
+    """The other side sent something that the protocol does not know."""
+
+    http_status = 400
+
+
+class BlobError(SwarmError):
+    """Parameter files addressed by their hash."""
+
+
+class BlobNotFound(BlobError):
+    """No store at hand holds the blob."""
+
+    http_status = 404
+
+
+class BlobCorrupt(BlobError):
+    """The bytes do not have the hash that names them, or are no valid blob."""
+
+    http_status = 422
+
+
+class DiskFull(BlobError):
+    """The file system that keeps the blobs has no room left."""
+
+    http_status = 507
+
+
+class LedgerError(SwarmError):
+    """The ledger refused a transaction or could not be written."""
+
+    http_status = 409
+
+
+class NotFound(LedgerError):
+    """The ledger knows no such site, node, contract, round, task or taskrunner."""
+
+    http_status = 404
+
+
+class AlreadyExists(LedgerError):
+    """The name is taken."""
+
+
+class DuplicateNode(LedgerError):
+    """A live node has that name already."""
+
+    exit_code = 3
+
+
+class Fenced(LedgerError):
+    """A newer incarnation of the same node took over; this process must stop."""
+
+    exit_code = 3
+
+
+class NotMember(LedgerError):
+    """The sending account does not speak for the site it acts for."""
+
+    exit_code = 3
+    http_status = 403
+
+
+class TaskRefused(LedgerError):
+    """The task or taskrunner is not in a state that allows the request."""
+
+
+class RoundError(LedgerError):
+    """A round is not in a state that allows the request."""
+
+
+class RoundClosed(RoundError):
+    """The round went on without this node: take the merged parameters and continue with the next round."""
+
+
+class NotEnoughPeers(RoundError):
+    """The round cannot close: fewer check-ins than the contract asks for, or stragglers are still awaited."""
+
+
+class RoundClaimed(RoundError):
+    """Another node leads the round and its deadline has not passed."""
+
+
+class NotLeader(RoundError):
+    """Only the leader of a claimed round may publish its result."""
+
+
+class TrainingOver(RoundError):
+    """The training contract is completed: no further rounds."""
+
+
+class MergeError(SwarmError):
+    """Inputs that cannot be merged."""
+
+
+class ProgramFailed(SwarmError):
+    """The ML program ended with an error."""
+
+
+def by_name(name: str) -> type[SwarmError]:
+    """The class of that name, or SwarmError where there is none: how a client re-raises a server's error."""
+    pending: list[type[SwarmError]] = [SwarmError]
+    while pending:
+        cls = pending.pop()
+        if cls.__name__ == name:
+            return cls
+        pending.extend(cls.__subclasses__())
+    return SwarmError

@@ -1,0 +1,69 @@
+"""The geometric median in K x K numbers: once the peers' inner products are known, no iteration needs the models again.
+
+With weights l that sum to 1, z = sum_k l_k x_k, any centre c and G_jk = <x_j - c, x_k - c>:
+    |x_i - z|^2 = G_ii - 2 (G l)_i + l'G l.
+Plain Python floats and exact sums (fsum), so that every machine finds the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from swarm_hpc.kernels.weights import median, quanta
+
+Matrix = list[list[float]]
+
+
+def medoid(squares: Matrix, parts: Sequence[float]) -> tuple[int, float]:
+    """(peer, spread): the peer whose weighted median distance to all peers is the least, and that distance.
+
+    `squares` holds the squared distances of each two peers, `parts` the weights as shares of 1.
+    """
+    counts = quanta(parts)
+    spreads = [median([math.sqrt(square) for square in row], counts) for row in squares]
+    spread = min(spreads)
+    return spreads.index(spread), spread
+
+
+def centred(squares: Matrix, centre: int) -> Matrix:
+    """Inner products relative to one peer, from squared distances. Loses what is 2^-52 of the largest."""
+    far = squares[centre]
+    return [[(far[j] + far[k] - square) / 2 for k, square in enumerate(row)] for j, row in enumerate(squares)]
+
+
+def weiszfeld(
+    products: Matrix,
+    parts: Sequence[float],
+    spread: float,
+    *,
+    smoothing: float,
+    tolerance: float,
+    max_iterations: int,
+) -> list[float]:
+    """The weights, with sum 1, whose mean is `reference.geometric_median`; `spread` as from `medoid`, above 0."""
+    mixture = list(parts)
+    for _ in range(max_iterations):
+        before = mixture
+        mixture = _step(products, parts, before, smoothing * spread)
+        moved = [new - old for new, old in zip(mixture, before, strict=True)]
+        if _dot(moved, _times(products, moved)) <= (tolerance * spread) ** 2:
+            break
+    return mixture
+
+
+def _step(products: Matrix, parts: Sequence[float], mixture: list[float], smoothing: float) -> list[float]:
+    along = _times(products, mixture)
+    middle = _dot(mixture, along)
+    squares = [max(row[k] - 2 * along[k] + middle, 0.0) for k, row in enumerate(products)]
+    pulls = [part / math.sqrt(square + smoothing**2) for part, square in zip(parts, squares, strict=True)]
+    total = math.fsum(pulls)
+    return [pull / total for pull in pulls]
+
+
+def _times(matrix: Matrix, vector: list[float]) -> list[float]:
+    return [_dot(row, vector) for row in matrix]
+
+
+def _dot(left: list[float], right: list[float]) -> float:
+    return math.fsum(a * b for a, b in zip(left, right, strict=True))

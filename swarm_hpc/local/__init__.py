@@ -1,0 +1,1 @@
+"""A whole swarm on one host: what `swarm-hpc local` runs, shows and checks."""

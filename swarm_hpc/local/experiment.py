@@ -1,0 +1,228 @@
+"""One experiment from data to result: prepare the data, train every site alone, in the swarm, and on pooled data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from swarm_hpc.config import ExperimentConfig, LocalConfig, ProgramConfig
+from swarm_hpc.errors import NotReachable, ProgramFailed, TimedOut
+from swarm_hpc.local import processes
+from swarm_hpc.local.folder import POOLED, RunFolder
+from swarm_hpc.local.processes import Process
+from swarm_hpc.local.progress import ProgressView, Watched
+from swarm_hpc.local.results import Outcome, Summary
+from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status
+from swarm_hpc.records import RoundState
+
+# fmt: off
+SITE_NAMES: Final = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+    "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+)
+# fmt: on
+NUM_BASELINES_AT_ONCE: Final = 2
+PREPARE_S: Final = 300.0
+
+
+def run(config: LocalConfig, examples: Path) -> Summary:
+    """Run the experiment and return what came of it; the run folder has all that it left behind.
+
+    ProgramFailed as soon as any process ends with an error, TimedOut after config.timeout_s. KeyboardInterrupt, also
+    from SIGTERM, ends every process first.
+    """
+    started = time.monotonic()
+    sites = SITE_NAMES[: config.sites]
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = RunFolder.create(Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}"))
+    programs = Programs(config, folder, examples)
+    with _interruptible(), Swarm(config, folder, sites) as swarm, ProgressView(sites, folder.root) as view:
+        view.say("data and certificates")
+        programs.prepare(sites)
+        swarm.make_certificates()
+        with Baselines(programs, [*sites, POOLED] if config.baselines else []) as baselines:
+            view.say("training")
+            swarm.start_sn()
+            for site in sites:
+                swarm.start_sl(site, programs.swarm(site))
+            watch = _Watch(swarm, baselines, view)
+            swarm.wait(sites, config.timeout_s - (time.monotonic() - started), watch)
+            baselines.wait(config.timeout_s - (time.monotonic() - started), watch)
+        client = swarm.client()
+        rounds = [r for r in fetch_rounds(client, config.round.contract) if r.state is RoundState.PUBLISHED]
+        status = fetch_status(client)
+    outcomes = tuple(
+        Outcome(site=site, alone=programs.alone_result(site), swarm=programs.result(site, "swarm")) for site in sites
+    )
+    return Summary(
+        experiment=config.experiment.name,
+        title=config.experiment.title,
+        merge=config.merge.method,
+        transfer=config.transfer.mode,
+        metric=config.experiment.metric,
+        sites=outcomes,
+        pooled=programs.alone_result(POOLED),
+        seconds=round(time.monotonic() - started, 1),
+        ledger=status.ledger,
+        rounds=tuple(rounds),
+        run_dir=folder.root,
+    )
+
+
+class Programs:
+    """The experiment's programs: how each is called, and where it leaves its result."""
+
+    def __init__(self, config: LocalConfig, folder: RunFolder, examples: Path) -> None:
+        self._config = config
+        self._experiment: ExperimentConfig = config.experiment
+        self._folder = folder
+        self._examples = examples
+
+    def prepare(self, sites: Sequence[str]) -> None:
+        """Deal the data out to the sites. ProgramFailed, TimedOut."""
+        words = [str(self._folder.data), "--sites", str(len(sites)), "--names", ",".join(sites)]
+        process = Process.start(
+            "prepare",
+            [*self._command(self._experiment.prepare), *words, "--seed", str(self._config.seed)],
+            log=self._folder.log("prepare"),
+            env={**ONE_THREAD, **self._experiment.env},
+        )
+        try:
+            processes.wait([process], PREPARE_S)
+        finally:
+            processes.stop([process], grace_s=1.0)
+
+    def swarm(self, site: str) -> ProgramConfig:
+        """The training program as the site's SL starts it."""
+        env = self._site_env(site, "swarm")
+        return ProgramConfig(
+            command=self._command(self._experiment.train),
+            cwd=str(self._folder.scratch(site, "swarm")),
+            env=env,
+            log=str(self._folder.log(f"{site}-ml")),
+            stop_timeout_s=5.0,
+        )
+
+    def alone(self, site: str) -> Process:
+        """Start the same program without any swarm."""
+        return Process.start(
+            f"{site}-alone",
+            self._command(self._experiment.train),
+            log=self._folder.log(f"{site}-alone"),
+            env={**self._site_env(site, "alone"), "SWARM_LOOPBACK": "TRUE"},
+            cwd=self._folder.scratch(site, "alone"),
+        )
+
+    def alone_result(self, site: str) -> float | None:
+        """The metric of the site's baseline; None where none was asked for."""
+        return self.result(site, "alone") if self._config.baselines else None
+
+    def result(self, site: str, run: str) -> float:
+        """The metric that a finished program left. ProgramFailed when it left none."""
+        file = self._folder.scratch(site, run) / "result.json"
+        try:
+            return float(json.loads(file.read_text(encoding="utf-8"))["value"])
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ProgramFailed(f"the program of {site} ended without a metric in {file}") from exc
+
+    def _site_env(self, site: str, run: str) -> dict[str, str]:
+        scratch = self._folder.scratch(site, run)
+        scratch.mkdir(parents=True, exist_ok=True)
+        return {
+            **ONE_THREAD,
+            **self._experiment.env,
+            "SITE": site,
+            "SEED": str(self._config.seed),
+            "DATA_DIR": str(self._folder.data / site),
+            "SCRATCH_DIR": str(scratch),
+        }
+
+    def _command(self, words: Sequence[str]) -> list[str]:
+        filled = [word.replace("{examples}", str(self._examples)) for word in words]
+        return [sys.executable if word == "python" else word for word in filled]
+
+
+@dataclass(slots=True)
+class Baselines:
+    """The programs without a swarm, a few at a time. At the end of `with` none is left running."""
+
+    programs: Programs
+    waiting: list[str]
+    running: list[Process] = field(default_factory=list)
+    done: int = 0
+
+    def __enter__(self) -> Baselines:
+        self.advance()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processes.stop(self.running, grace_s=1.0)
+
+    def advance(self) -> None:
+        """Start the next ones where there is room. ProgramFailed when one has ended with an error."""
+        for process in self.running:
+            process.check()
+        self.done += sum(process.code == 0 for process in self.running)
+        self.running = [process for process in self.running if process.code is None]
+        while self.waiting and len(self.running) < NUM_BASELINES_AT_ONCE:
+            self.running.append(self.programs.alone(self.waiting.pop(0)))
+
+    def wait(self, timeout_s: float, every: _Watch) -> None:
+        """Until all have ended well. ProgramFailed, TimedOut."""
+        deadline = time.monotonic() + timeout_s
+        while self.running or self.waiting:
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{', '.join(process.name for process in self.running)} did not end in time")
+            with contextlib.suppress(TimedOut):
+                processes.wait(self.running[:1], 1.0, every=every)
+            self.advance()
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Between two looks at the processes: move the baselines on, and show how far the swarm is."""
+
+    swarm: Swarm
+    baselines: Baselines
+    view: ProgressView
+    next_look: float = 0.0
+
+    def __call__(self) -> None:
+        self.baselines.advance()
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + self.view.period_s
+        try:
+            status = fetch_status(self.swarm.client())
+        except (NotReachable, TimedOut):
+            status = None  # it shows itself as a dead process, or comes back
+        ended = [name for name, process in self.swarm.processes.items() if process.code is not None]
+        self.view.show(Watched(status=status, ended=frozenset(ended), num_alone_done=self.baselines.done))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end us as Ctrl-C does, by KeyboardInterrupt; a second one does not disturb the ending."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

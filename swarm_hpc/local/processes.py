@@ -1,0 +1,138 @@
+"""Processes that never outlive us: own group each, ended when we end, and killed by the kernel when we are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc.errors import ProgramFailed, TimedOut
+
+_PR_SET_PDEATHSIG: Final = 1
+POLL_S: Final = 0.1
+"""How often a wait looks whether a process has ended."""
+
+
+@dataclass(slots=True)
+class Process:
+    """One child process, with its output in a log file. Whoever starts it stops it."""
+
+    name: str
+    log: Path
+    popen: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Process:
+        """Start `command` in a process group of its own; output is added to `log`, `env` to our own environment.
+
+        Call from the main thread: the kernel kills the child when the thread that started it ends.
+        ProgramFailed when there is no such program.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            try:
+                popen = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **(env or {})},  # handed on, not read: nothing here depends on it
+                    cwd=cwd,
+                    start_new_session=True,
+                    preexec_fn=_die_with(os.getpid()),
+                )
+            except OSError as exc:
+                raise ProgramFailed(f"{name}: cannot start {command[0]}: {exc.strerror}") from exc
+        return cls(name, log, popen)
+
+    @property
+    def code(self) -> int | None:
+        """Exit code; None while it runs; negative: the signal that ended it."""
+        return self.popen.poll()
+
+    def tail(self, num_lines: int = 3) -> str:
+        """The last lines of the log that say anything, on one line."""
+        with self.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return " | ".join(lines[-num_lines:]) or "it wrote nothing"
+
+    def check(self) -> None:
+        """ProgramFailed, with the end of the log, if it has ended other than by finishing its work."""
+        code = self.code
+        if code:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            said = self.tail().rpartition("swarm-hpc: ")[2]  # our own commands end with what is wrong
+            raise ProgramFailed(f"{self.name} {how}: {said} (log: {self.log})")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process itself; no-op when it has ended."""
+        self.popen.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and all it started; no-op when none is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, number)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a child does between fork and exec so that a killed parent takes it along."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def bind() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent died before prctl: nobody would tell us
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return bind
+
+
+def wait(processes: Sequence[Process], timeout_s: float, *, every: Callable[[], None] | None = None) -> None:
+    """Until all have ended well, calling `every` in between.
+
+    ProgramFailed as soon as one ends with an error; TimedOut names those that still run.
+    """
+    deadline = time.monotonic() + timeout_s
+    while running := [process for process in processes if process.code is None]:
+        for process in processes:
+            process.check()
+        if time.monotonic() > deadline:
+            names = ", ".join(process.name for process in running)
+            raise TimedOut(f"{names} did not end within {timeout_s:g} s; last: {running[0].tail(1)}")
+        if every:
+            every()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running[0].popen.wait(POLL_S)
+    for process in processes:
+        process.check()
+
+
+def stop(processes: Sequence[Process], grace_s: float) -> None:
+    """End all of them and what they started: SIGTERM, after `grace_s` SIGKILL. Returns when none is left."""
+    for process in processes:
+        if process.code is None:
+            process.signal(signal.SIGTERM)
+            process.signal(signal.SIGCONT)  # one that is stopped would not hear it
+    deadline = time.monotonic() + grace_s
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.signal_group(signal.SIGKILL)  # also what a process left behind in its group
+        process.popen.wait()

@@ -1,0 +1,213 @@
+"""A whole swarm as real processes on this host: one SN with the embedded ledger, per site an SL with its ML program.
+
+It makes the certificates and each node's settings, starts, watches and stops the processes. What they train is
+experiment.py's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+import yaml
+
+from swarm_hpc.config import (
+    ClientConfig,
+    ConnectionConfig,
+    LocalConfig,
+    ProgramConfig,
+    SlConfig,
+    SnConfig,
+    TransferConfig,
+)
+from swarm_hpc.errors import TimedOut
+from swarm_hpc.identity import ca, certs
+from swarm_hpc.local import processes
+from swarm_hpc.local.folder import SUPERVISOR, TRUST_DOMAIN, RunFolder
+from swarm_hpc.local.processes import Process
+from swarm_hpc.records import Kind, NetworkStatus, NodeName, Round, encode
+from swarm_hpc.sn.client import SnClient
+
+ONE_THREAD: Final = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+"""Many programs share this host: more than one thread each would only slow all of them down."""
+SN: Final = "sn"
+START_S: Final = 60.0
+STOP_S: Final = 8.0
+
+
+class Swarm:
+    """The processes of one run. Use it in `with`: at the end nothing is left running.
+
+    `processes` has the newest process of each name: `sn`, and each site's SL under the site's name.
+    """
+
+    def __init__(self, config: LocalConfig, folder: RunFolder, sites: Sequence[str]) -> None:
+        self.config = config
+        self.folder = folder
+        self.sites = tuple(sites)
+        self.processes: dict[str, Process] = {}
+        self._started: list[Process] = []
+        self._sn_port = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def make_certificates(self) -> None:
+        """A CA per site, certificates for its SL, the SN's and the supervisor's at the first site, and the bundle."""
+        authorities = {}
+        for site in self.sites:
+            authorities[site] = ca.create_ca(site, TRUST_DOMAIN, self.folder.ca(site))
+            names = [sl_name(site)]
+            if site == self.sites[0]:
+                names += [self.sn_name, NodeName(site, Kind.SWCI, SUPERVISOR)]
+            for name in names:
+                ca.issue(self.folder.ca(site), name, self.folder.certs(site))
+        ca.write_bundle(authorities, TRUST_DOMAIN, self.folder.bundle)
+
+    @property
+    def sn_name(self) -> NodeName:
+        """The one SN serves all sites and is the first one's."""
+        return NodeName(self.sites[0], Kind.SN, SN)
+
+    def start_sn(self, timeout_s: float = START_S) -> None:
+        """Start the SN (again, on the port that it had) and wait until it is ready."""
+        config = SnConfig(
+            port=self._sn_port,
+            data_dir=str(self.folder.sn_data),
+            lease_s=self.config.lease_s,
+            identity=self.folder.identity(self.sn_name),
+            ledger=self.config.ledger,
+            transfer=self.config.transfer,
+        )
+        process = self._start(SN, "sn", config)
+        self._until(lambda: self._sn_is_ready(process.popen.pid), "the SN to be ready", timeout_s)
+
+    def _sn_is_ready(self, pid: int) -> bool:
+        file = self.folder.sn_data / "endpoint.json"
+        if not file.exists():
+            return False
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts["pid"] != pid:
+            return False  # left by one that was killed
+        self._sn_port = int(str(facts["address"]).rpartition(":")[2])
+        return True
+
+    def start_sl(self, site: str, program: ProgramConfig, **changes: Any) -> Process:
+        """Start the site's SL with that ML program; `changes` are fields of SlConfig to set otherwise."""
+        config = SlConfig(
+            name=str(sl_name(site)),
+            sn=f"127.0.0.1:{self._sn_port}",
+            state_dir=str(self.folder.state(site)),
+            identity=self.folder.identity(sl_name(site)),
+            connection=ConnectionConfig(connect_timeout_s=60.0),
+            transfer=self._transfer_of(site),
+            merge=self.config.merge,
+            round=self.config.round,
+            program=program,
+        )
+        return self._start(site, "sl", replace(config, **changes))
+
+    def _transfer_of(self, site: str) -> TransferConfig:
+        """The sites' file servers share this host: they count up from the port asked for."""
+        transfer = self.config.transfer
+        return replace(transfer, port=transfer.port and transfer.port + self.sites.index(site))
+
+    def _start(self, name: str, command: str, config: SnConfig | SlConfig) -> Process:
+        file = self.folder.settings / "node" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_literal(encode(config)), sort_keys=False)
+        file.write_text(
+            f"# @package _global_\n# swarm-hpc {command} --config-dir {self.folder.settings} +node={name}\n{text}"
+        )
+        words = [sys.executable, "-m", "swarm_hpc.cli", command, "--config-dir", str(self.folder.settings)]
+        process = Process.start(name, [*words, f"+node={name}"], log=self.folder.log(name), env=ONE_THREAD)
+        self.processes[name] = process
+        self._started.append(process)
+        return process
+
+    def kill(self, name: str, number: int) -> None:
+        """Send a signal to the SN or to a site's SL (not to its ML program)."""
+        self.processes[name].signal(number)
+
+    def wait(self, names: Sequence[str], timeout_s: float, every: Callable[[], None] | None = None) -> None:
+        """Until these have ended well. ProgramFailed as soon as one of them, or the SN, does not; TimedOut."""
+        sn = self.processes[SN]
+
+        def look() -> None:
+            sn.check()
+            if every:
+                every()
+
+        processes.wait([self.processes[name] for name in names], timeout_s, every=look)
+
+    def _until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            for process in self.processes.values():
+                process.check()
+            if time.monotonic() > deadline:
+                raise TimedOut(f"waited {timeout_s:g} s for {what}; logs are in {self.folder.log(SN).parent}")
+            time.sleep(processes.POLL_S / 2)
+
+    def client(self) -> ClientConfig:
+        """How to ask the SN."""
+        return self.folder.client(connect_timeout_s=5.0)
+
+    def stop(self) -> None:
+        """End every process; SLs first, so that they can say goodbye to the SN."""
+        processes.stop([process for process in self._started if process.name != SN], STOP_S)
+        processes.stop([process for process in self._started if process.name == SN], STOP_S)
+
+
+def sl_name(site: str) -> NodeName:
+    """The one SL node of a site."""
+    return NodeName(site, Kind.SL, "sl-1")
+
+
+def fetch_status(config: ClientConfig) -> NetworkStatus:
+    """What the SN says of its network. NotReachable, TimedOut."""
+
+    async def ask() -> NetworkStatus:
+        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
+            return await client.status()
+
+    return asyncio.run(ask())
+
+
+def fetch_rounds(config: ClientConfig, contract: str) -> tuple[Round, ...]:
+    """All rounds of a contract. NotFound, NotReachable, TimedOut."""
+
+    async def ask() -> tuple[Round, ...]:
+        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
+            return await client.rounds(contract)
+
+    return asyncio.run(ask())
+
+
+def _literal(value: Any) -> Any:
+    """Plain values whose text stands for itself: `${` would be an interpolation to hydra."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value

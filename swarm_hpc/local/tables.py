@@ -1,0 +1,102 @@
+"""Tables for people: what an SN says of its network, and what a verification found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from swarm_hpc.records import ContractState, NetworkStatus, NodeStatus
+
+if TYPE_CHECKING:  # verification.py brings the whole ledger along, which a status needs not wait for
+    from swarm_hpc.identity.ca import CertificateRow
+    from swarm_hpc.local.verification import Verification
+
+
+def show_status(status: NetworkStatus, console: Console) -> None:
+    """Ledger, sites, nodes and training contracts of a network."""
+    ledger = status.ledger
+    console.print(
+        f"{status.node}, version {status.version}, up {_span(status.uptime_s)}; ledger {ledger.kind}, chain"
+        f" {ledger.chain_id}, block {ledger.height}, {ledger.transactions} transactions",
+        soft_wrap=True,
+        highlight=False,
+    )
+    sites = _table("sites", "site", "state", "endpoint", "joined")
+    for site in status.sites:
+        joined = datetime.fromtimestamp(site.joined_at, UTC).strftime("%Y-%m-%d %H:%M")
+        sites.add_row(site.name, "member" if site.active else "removed", site.endpoint, joined)
+    nodes = _table("nodes", "node", "state", "last heard", "epoch", "loss", "metric", "doing")
+    for node in status.nodes:
+        nodes.add_row(*_node_row(node))
+    contracts = _table("training contracts", "contract", "state", "round", "platform", "merge", "min peers", "nodes")
+    for contract in status.contracts:
+        spec = contract.spec
+        present = sum(participant.active for participant in contract.participants)
+        number = contract.round - 1 if contract.state is ContractState.COMPLETED else contract.round
+        contracts.add_row(
+            spec.name,
+            contract.state,
+            str(number),
+            spec.platform,
+            spec.merge_method,
+            str(spec.min_peers),
+            f"{present} of {len(contract.participants)}",
+        )
+    for table in (sites, nodes, contracts):
+        if table.row_count:
+            console.print(table)
+
+
+def _node_row(node: NodeStatus) -> tuple[str, ...]:
+    progress = node.progress
+    return (
+        node.node.name,
+        "active" if node.node.active else "away",
+        "" if node.last_seen_s is None else f"{_span(node.last_seen_s)} ago",
+        f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else "",
+        "" if progress.loss is None else f"{progress.loss:.4g}",
+        "" if progress.metric is None else f"{progress.metric_name} {progress.metric:.4g}".strip(),
+        progress.waiting or (progress.contract and f"training {progress.contract}"),
+    )
+
+
+def show_certificates(rows: Sequence[CertificateRow], console: Console) -> None:
+    """What the certificates of a file say, one block each."""
+    for row in rows:
+        console.print(
+            f"{', '.join(row.names) or row.subject}\n  site         {row.site or '-'}\n  subject      {row.subject}\n"
+            f"  issuer       {row.issuer}\n  valid        {row.valid_from:%Y-%m-%d %H:%M} to"
+            f" {row.valid_to:%Y-%m-%d %H:%M} UTC\n  fingerprint  {row.fingerprint}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def show_verification(found: Verification, console: Console) -> None:
+    """What was checked and, by round, what did not match."""
+    table = _table("", "contract", "round", "node", "what is wrong")
+    for finding in found.findings:
+        table.add_row(finding.contract, str(finding.round), finding.node, finding.reason)
+    if table.row_count:
+        console.print(table)
+    skipped = f", {len(found.skipped)} skipped (blobs not kept)" if found.skipped else ""
+    console.print(f"{found.rounds_checked} rounds checked, {found.mismatches} mismatches{skipped}", highlight=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _span(seconds: float) -> str:
+    """A duration in its two largest units."""
+    whole = int(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next((at for at, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count or unit == "s")

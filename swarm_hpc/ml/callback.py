@@ -1,0 +1,256 @@
+"""Takes an ML program through its training in the swarm, whatever its framework: when to sync, what to load and report.
+
+pytorch.py and keras.py turn the hooks of their framework into calls of `Training`; settings.py has the arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from swarm_hpc.errors import ConfigError
+from swarm_hpc.kernels.arena import Arena
+from swarm_hpc.kernels.plan import TensorSpec
+from swarm_hpc.ml.adaptive import next_interval
+from swarm_hpc.ml.settings import Settings
+from swarm_hpc.records import Platform, Progress
+from swarm_hpc.sl.channel import MlChannel, OpenRequest, Session
+from swarm_hpc.sl.frames import finite
+
+REPORT_EVERY_S: Final = 2.0
+"""Progress is reported at most this often between the ends of epochs."""
+
+
+class Number(Protocol):
+    """A float, or what becomes one when it is asked: a tensor on a GPU is not fetched before it is needed."""
+
+    def __float__(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How well a model does; None where unknown."""
+
+    loss: Number | None = None
+    metric: Number | None = None
+    metric_name: str = ""
+
+
+class SwarmModel(Protocol):
+    """A framework's model, as the swarm sees it."""
+
+    @property
+    def platform(self) -> Platform:
+        """The framework."""
+
+    def describe(self) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
+        """The tensors of its state, and those that share memory with one of them: name -> name of that one."""
+
+    def write(self, arena: Arena) -> None:
+        """Copy the state into the arena."""
+
+    def read(self, arena: Arena) -> None:
+        """Copy the arena into the state, in place: dtypes and devices stay."""
+
+    def validate(self) -> Scores:
+        """Loss and metric on ads_val_data; nothing else about the model changes."""
+
+
+class Stage(StrEnum):
+    """How far a training is."""
+
+    NEW = "on_train_begin was not called yet"
+    TRAINING = "on_train_begin was called already"
+    ENDED = "on_train_end was called already: make a new SwarmCallback for another training"
+
+
+class Training:
+    """One training in the swarm: merges at its begin, every `interval` batches, and at its end.
+
+    With `socket_path` None (loopback) every call returns at once. A call out of order is a ConfigError. Whatever SL
+    refuses is raised as the error of errors.py that it names; the session is then over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: SwarmModel,
+        socket_path: str | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.over = False
+        """The contract is completed: batches are no longer merged. `end` still loads the final model."""
+        self.interval = settings.sync_frequency
+        """Batches from merge to merge; changes only with use_adaptive_sync."""
+        self.num_batches = 0
+        self.num_epochs = 0
+        """Epochs that have ended."""
+        self._settings = settings
+        self._model = model
+        self._socket_path = socket_path
+        self._clock = clock
+        self._stage = Stage.NEW
+        self._channel: MlChannel | None = None
+        self._session: Session | None = None
+        self._since_merge = 0
+        self._scores = Scores()
+        self._losses: list[float] = []
+        self._reported_at = -REPORT_EVERY_S
+        self._reason = ""
+        settings.logger.info("SwarmCallback: loopback %s, %s", socket_path is None, settings)
+
+    def begin(self) -> None:
+        """Open the session and merge, so that all start equal; one that comes back takes the merged parameters."""
+        if self._socket_path is None:
+            return
+        self._expect(Stage.NEW, "on_train_begin")
+        self._stage = Stage.TRAINING
+        with self._closing_on_error():
+            self._channel = MlChannel.connect(self._socket_path)
+            self._channel.on_waiting = self._tell_wait
+            self._session = self._channel.open(self._request())
+            self._settings.logger.info("in contract %s, round %d", self._session.contract, self._session.round)
+            if self._session.resume:
+                self._model.read(self._session.arena)
+            else:
+                self._sync()
+
+    def batch_end(self, scores: Scores, *, num_batches: int = 1) -> None:
+        """Count; merge when it is time."""
+        if self._socket_path is None:
+            return
+        self._expect(Stage.TRAINING, "on_batch_end")
+        self.num_batches += num_batches
+        self._since_merge += num_batches
+        self._take(scores)
+        with self._closing_on_error():
+            if self._since_merge >= self.interval and not self.over:
+                self._sync()
+            if self._clock() - self._reported_at >= REPORT_EVERY_S:
+                self._report()
+
+    def epoch_end(self, epoch: int | None, scores: Scores) -> None:
+        """Report. `epoch` is the number of the epoch that ended, from 0; None counts on."""
+        if self._socket_path is None:
+            return
+        self._expect(Stage.TRAINING, "on_epoch_end")
+        self.num_epochs = self.num_epochs + 1 if epoch is None else epoch + 1
+        self._take(scores)
+        with self._closing_on_error():
+            self._report()
+
+    def end(self) -> None:
+        """Hand in the last parameters, wait for the swarm's final model, load it, and close the session."""
+        if self._socket_path is None:
+            return
+        self._expect(Stage.TRAINING, "on_train_end")
+        self._stage = Stage.ENDED
+        with self._closing_on_error():
+            channel, session = self._opened()
+            self._model.write(session.arena)
+            finished = channel.finish(self._settings.checkin_on_train_end)
+            self._model.read(session.arena)
+        self._settings.logger.info("training ended; the swarm's final model (round %d) was loaded", finished.round)
+        self.close()
+
+    def close(self) -> None:
+        """End the session. May be repeated."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _request(self) -> OpenRequest:
+        tensors, aliases = self._model.describe()
+        settings = self._settings
+        return OpenRequest(
+            platform=self._model.platform,
+            tensors=tensors,
+            aliases=aliases,
+            contract=settings.training_contract,
+            min_peers=settings.min_peers,
+            merge_method=settings.merge_method,
+            node_weight=settings.node_weight,
+            checkin_on_train_end=settings.checkin_on_train_end,
+            total_epochs=settings.total_epochs,
+        )
+
+    def _sync(self) -> None:
+        channel, session = self._opened()
+        self._model.write(session.arena)
+        synced = channel.sync(
+            loss=_finite(self._scores.loss),
+            metric=_finite(self._scores.metric),
+            epoch=self.num_epochs,
+            batch=self.num_batches,
+        )
+        self._model.read(session.arena)
+        self._since_merge = 0
+        logger = self._settings.logger
+        if synced.late:
+            logger.warning("round %d closed without this node; it goes on from the merged parameters", synced.round)
+        logger.debug("round %d: parameters of %d nodes merged", synced.round, synced.num_peers)
+        if synced.training_over:
+            self.over = True
+            logger.info("the swarm's training is over (round %d): no further merges", synced.round)
+        if self._settings.ads_val_data is not None:
+            self._validate()
+
+    def _validate(self) -> None:
+        """Judge the merged model; its scores are reported in place of the batches' own."""
+        self._scores = self._model.validate()
+        loss = self._scores.loss
+        if self._settings.use_adaptive_sync and loss is not None:
+            self._losses.append(float(loss))
+            self.interval = next_interval(self.interval, self._settings.sync_frequency, self._losses)
+            self._settings.logger.info("validation loss %g: next merge in %d batches", self._losses[-1], self.interval)
+
+    def _take(self, scores: Scores) -> None:
+        if self._settings.ads_val_data is None and (scores.loss is not None or scores.metric is not None):
+            self._scores = scores
+
+    def _report(self) -> None:
+        channel, session = self._opened()
+        self._reported_at = self._clock()
+        channel.progress(
+            Progress(
+                contract=session.contract,
+                epoch=self.num_epochs,
+                total_epochs=self._settings.total_epochs,
+                batch=self.num_batches,
+                loss=_finite(self._scores.loss),
+                metric=_finite(self._scores.metric),
+                metric_name=self._scores.metric_name,
+            )
+        )
+
+    def _opened(self) -> tuple[MlChannel, Session]:
+        assert self._channel is not None and self._session is not None, "begin opens the session"
+        return self._channel, self._session
+
+    def _tell_wait(self, reason: str) -> None:
+        # once per reason, for it comes again every few seconds
+        if reason != self._reason:
+            self._settings.logger.warning("waiting: %s", reason)
+        self._reason = reason
+
+    def _expect(self, stage: Stage, hook: str) -> None:
+        if self._stage is not stage:
+            raise ConfigError(f"SwarmCallback.{hook}: {self._stage}")
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # the channel may be in the middle of a frame
+            self.close()
+            self._stage = Stage.ENDED
+            raise
+
+
+def _finite(number: Number | None) -> float | None:
+    return None if number is None else finite(float(number))

@@ -1,0 +1,277 @@
+"""SwarmCallback for PyTorch: a training loop calls four hooks, and the whole `state_dict` of its model is merged.
+
+The optimizer's state is not merged: momentum and the like stay with each site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from swarm_hpc.errors import ConfigError
+from swarm_hpc.kernels.arena import Arena
+from swarm_hpc.kernels.plan import TensorSpec
+from swarm_hpc.ml.callback import Scores, Training
+from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path
+from swarm_hpc.records import Platform
+
+Score: TypeAlias = Callable[[Any, Any], Any]
+"""(outputs, targets) -> a number."""
+
+CODES: Final[Mapping[torch.dtype, str]] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The safetensors code of each dtype that can be merged."""
+_DTYPES: Final = {code: dtype for dtype, code in CODES.items()}
+
+
+class SwarmCallback:
+    """Trains a PyTorch model in the swarm. The program's own loop calls the hooks:
+
+        swarm = SwarmCallback(model=model, sync_frequency=10)
+        swarm.on_train_begin()
+        for epoch in range(epochs):
+            for batch, (x, y) in enumerate(loader):
+                ...
+                swarm.on_batch_end(batch, loss)     # after optimizer.step()
+            swarm.on_epoch_end(epoch)
+        swarm.on_train_end()                        # now the model is the swarm's final one
+
+    The other keyword arguments are those of `settings.Arguments`. `ads_val_data` is an iterable of (inputs, targets),
+    such as a DataLoader; it needs `loss_function`, and takes `metric_function`: callables of (outputs, targets), or
+    names in torch.nn. The loss is averaged over the examples of its batches; the metric is computed once, over all
+    outputs. ConfigError names an argument that cannot be used; with SWARM_LOOPBACK=TRUE in the environment that is all
+    that happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss_function: str | Score | None = None,
+        metric_function: str | Score | None = None,
+        **arguments: Unpack[Arguments],
+    ) -> None:
+        settings = check(arguments)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: {type(model).__name__} is not a torch.nn.Module: pass the model to be trained")
+        judge = _judge(settings, loss_function, metric_function)
+        self.logger = settings.logger
+        self._training = Training(settings, TorchModel(model, judge), socket_path())
+
+    @property
+    def training_over(self) -> bool:
+        """The swarm has completed its training: further batches are no longer merged, the loop may stop early."""
+        return self._training.over
+
+    def on_train_begin(self) -> None:
+        """Join the training contract and start from the same parameters as everybody."""
+        self._training.begin()
+
+    def on_batch_end(self, batch: int | None = None, loss: Tensor | float | None = None) -> None:
+        """After each optimizer step; every sync_frequency batches the model's state becomes the merged one.
+
+        `batch` is not needed: batches are counted here.
+        """
+        self._training.batch_end(Scores(loss=_detached(loss)))
+
+    def on_epoch_end(
+        self, epoch: int | None = None, loss: Tensor | float | None = None, metric: Tensor | float | None = None
+    ) -> None:
+        """After each epoch (numbered from 0), with figures to report."""
+        self._training.epoch_end(epoch, Scores(loss=_detached(loss), metric=_detached(metric), metric_name="metric"))
+
+    def on_train_end(self) -> None:
+        """Wait for the swarm's final model and load it."""
+        self._training.end()
+
+    def close(self) -> None:
+        """Leave without the final model, such as after an error. May be repeated."""
+        self._training.close()
+
+
+class Judge:
+    """Loss and metric of a model on validation data."""
+
+    def __init__(self, data: Any, loss_function: Score, metric_function: Score | None) -> None:
+        self._data = data
+        self._loss_function = loss_function
+        self._metric_function = metric_function
+
+    def score(self, model: nn.Module) -> Scores:
+        """Evaluate, and leave the model's modes and torch's random numbers as they were."""
+        device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+        total, count = 0.0, 0
+        outputs, targets = [], []
+        # a DataLoader draws a seed for each pass, also one that does not shuffle
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _evaluating(model):
+            for batch in self._data:
+                x, y = _moved(_pair(batch), device)
+                output = model(x)
+                total += float(self._loss_function(output, y)) * len(y)
+                count += len(y)
+                if self._metric_function:
+                    outputs.append(output)
+                    targets.append(y)
+            if not count:
+                raise ConfigError("ads_val_data: it has no batches (an iterator? it is read after every merge)")
+            metric = self._metric_function(torch.cat(outputs), torch.cat(targets)) if self._metric_function else None
+        return Scores(loss=total / count, metric=metric, metric_name="metric" if self._metric_function else "")
+
+
+class TorchModel:
+    """A PyTorch model's state, as the swarm sees it (`callback.SwarmModel`)."""
+
+    platform: Final = Platform.PYTORCH
+
+    def __init__(self, model: nn.Module, judge: Judge | None = None) -> None:
+        self._model = model
+        self._judge = judge
+
+    def describe(self) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
+        """Every tensor of the state_dict. ConfigError names one that cannot be sent."""
+        stored, aliases = self._state()
+        return tuple(
+            TensorSpec(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()
+        ), aliases
+
+    def write(self, arena: Arena) -> None:
+        """Copy the state into the arena, from whatever device it is on."""
+        stored, _ = self._state()
+        for name, view in _views(arena):
+            view.copy_(stored[name])
+
+    @torch.no_grad()
+    def read(self, arena: Arena) -> None:
+        """Copy the arena into the model's own tensors, which keep their devices."""
+        stored, _ = self._state()
+        for name, view in _views(arena):
+            stored[name].copy_(view)
+
+    def validate(self) -> Scores:
+        """Loss and metric on ads_val_data."""
+        assert self._judge is not None, "only asked for with ads_val_data"
+        return self._judge.score(self._model)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors of the state_dict, each memory once, and the further names of shared ones."""
+        stored: dict[str, Tensor] = {}
+        aliases: dict[str, str] = {}
+        first: dict[object, str] = {}
+        for name, tensor in self._model.state_dict().items():
+            _check_sendable(name, tensor)
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if tensor.numel() and place in first:
+                aliases[name] = first[place]
+            else:
+                stored[name] = tensor
+                first[place] = name
+        if not stored:
+            raise ConfigError("model: its state_dict is empty: there is nothing to merge")
+        return stored, aliases
+
+
+def _check_sendable(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ConfigError(f"model: {name!r} in its state_dict is a {type(tensor).__name__}; only tensors can be merged")
+    problem = ""
+    if tensor.layout is not torch.strided:
+        problem = f"is sparse ({tensor.layout})"
+    elif tensor.is_quantized or tensor.dtype not in CODES:
+        problem = f"has dtype {tensor.dtype}"
+    elif tensor.is_meta:
+        problem = "is on the meta device, without values"
+    elif any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        problem = "is expanded: several of its elements are one in memory"
+    if problem:
+        raise ConfigError(
+            f"model: tensor {name!r} {problem} and cannot be merged: convert it, or make it non-persistent"
+        )
+
+
+def _views(arena: Arena) -> Iterator[tuple[str, Tensor]]:
+    """The arena's tensors as views of the shared memory; empty ones have nothing to copy."""
+    for placed in arena.layout.tensors:
+        if placed.stop > placed.start:
+            dtype = _DTYPES[placed.spec.dtype]
+            flat = torch.frombuffer(
+                arena.buffer, dtype=dtype, count=(placed.stop - placed.start) // dtype.itemsize, offset=placed.start
+            )
+            yield placed.spec.name, flat.view(placed.spec.shape)
+
+
+def _judge(settings: Settings, loss_function: str | Score | None, metric_function: str | Score | None) -> Judge | None:
+    loss = _score("loss_function", loss_function)
+    metric = _score("metric_function", metric_function)
+    if settings.ads_val_data is None:
+        return None
+    if loss is None:
+        raise ConfigError(
+            "ads_val_data needs loss_function: a callable of (outputs, targets), or a name such as 'CrossEntropyLoss'"
+        )
+    if not hasattr(settings.ads_val_data, "__iter__"):
+        kind = type(settings.ads_val_data).__name__
+        raise ConfigError(f"ads_val_data: {kind} gives no batches: pass a DataLoader of (inputs, targets)")
+    return Judge(settings.ads_val_data, loss, metric)
+
+
+def _score(argument: str, value: str | Score | None) -> Score | None:
+    """The callable, or a new one of torch.nn's class of that name."""
+    if isinstance(value, str):
+        found = getattr(nn, value, None)
+        if not isinstance(found, type) or not issubclass(found, nn.Module):
+            raise ConfigError(f"{argument}: torch.nn has no class {value!r}: pass a callable of (outputs, targets)")
+        return found()
+    if value is not None and not callable(value):
+        raise ConfigError(f"{argument}: {value!r} is neither a callable of (outputs, targets) nor a name in torch.nn")
+    return value
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode; afterwards each in its own again, for a program may have frozen some."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ConfigError("ads_val_data: each of its batches must be a pair (inputs, targets)")
+    return batch[0], batch[1]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, also those in tuples, lists and dicts, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return [_moved(item, device) for item in value]
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+def _detached(value: Tensor | float | None) -> Tensor | float | None:
+    """Without the graph that it would keep in memory."""
+    return value.detach() if isinstance(value, Tensor) else value

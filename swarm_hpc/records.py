@@ -1,0 +1,360 @@
+"""The values that travel between files, over the wire and from the ledger. No behaviour beyond checks and names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from swarm_hpc.errors import ProtocolError
+
+T = TypeVar("T")
+
+LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""What a site, node, contract or task may be called: letters, digits, dot, underscore, hyphen; at most 63."""
+
+
+class Kind(StrEnum):
+    """What a node is (DESIGN 2)."""
+
+    SN = "sn"
+    SL = "sl"
+    ML = "ml"
+    SWOP = "swop"
+    SWCI = "swci"
+    UI = "ui"
+    LICENSE = "license"
+
+
+class Platform(StrEnum):
+    """The framework of a training contract: one per contract."""
+
+    PYTORCH = "pytorch"
+    KERAS = "keras"
+    HUGGINGFACE = "huggingface"
+
+
+class MergeMethod(StrEnum):
+    """How floating-point tensors of the peers become one (DESIGN 5)."""
+
+    MEAN = "mean"
+    COORDMEDIAN = "coordmedian"
+    GEOMEDIAN = "geomedian"
+
+
+class FinishMode(StrEnum):
+    """What a node that has finished its training still contributes to later rounds."""
+
+    INACTIVE = "inactive"
+    SNAPSHOT = "snapshot"
+    ACTIVE = "active"
+
+
+class RoundState(StrEnum):
+    """OPEN takes check-ins; CLAIMED has a leader that merges; PUBLISHED has a result."""
+
+    OPEN = "open"
+    CLAIMED = "claimed"
+    PUBLISHED = "published"
+
+
+class ContractState(StrEnum):
+    """TRAINING takes rounds; COMPLETED has its final model."""
+
+    TRAINING = "training"
+    COMPLETED = "completed"
+
+
+class TaskType(StrEnum):
+    """What SWOP nodes can be told to do; ROOT_TASK is the prerequisite of first tasks and does nothing."""
+
+    ROOT_TASK = "ROOT_TASK"
+    RUN_SWARM = "RUN_SWARM"
+    MAKE_USER_CONTAINER = "MAKE_USER_CONTAINER"
+    MAKE_SWARM_USER_CONTENT = "MAKE_SWARM_USER_CONTENT"
+    PULL_IMAGE = "PULL_IMAGE"
+
+
+class TaskState(StrEnum):
+    """How far a taskrunner is with its task, and how far each of its peers is."""
+
+    IDLE = "IDLE"
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NodeName:
+    """A node's name, `site/kind/name`: the path of its SPIFFE ID."""
+
+    site: str
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.site}/{self.kind}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> NodeName:
+        """`alpha/sl/sl-1` as a NodeName; ValueError says what is wrong."""
+        parts = text.split("/")
+        if len(parts) != 3:
+            raise ValueError(f"{text!r} is not a node name: expected site/kind/name, such as alpha/sl/sl-1")
+        site, kind, name = parts
+        for part in (site, name):
+            if not LABEL.fullmatch(part):
+                raise ValueError(f"{part!r} in {text!r}: use letters, digits, '.', '_', '-', at most 63 characters")
+        if kind not in set(Kind):
+            raise ValueError(f"{kind!r} in {text!r} is not a kind of node: {', '.join(Kind)}")
+        return cls(site, Kind(kind), name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRecord:
+    """An institution on the ledger. `account` is the Ethereum address that speaks for it."""
+
+    name: str
+    account: str
+    endpoint: str
+    ca_fingerprint: str
+    active: bool
+    joined_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A node on the ledger. A higher `incarnation` fences off every lower one."""
+
+    name: str
+    endpoint: str
+    instance: str
+    incarnation: int
+    active: bool
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractSpec:
+    """What a training contract is created with; the same for every participant."""
+
+    name: str
+    platform: Platform
+    merge_method: MergeMethod
+    min_peers: int
+    quorum_wait_s: int
+    leader_timeout_s: int
+    model: str
+    """BLAKE3 of the model's layout: the names, dtypes and shapes of its tensors (64 hex digits)."""
+    image: str = ""
+    """SHA-256 of the container image that participants must run, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """A node in a training contract. An inactive one is away: rounds do not wait for it."""
+
+    node: str
+    active: bool
+    finished: FinishMode | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingContract:
+    """A training contract as the ledger has it. `round` is the number of the round now open or claimed (from 1)."""
+
+    spec: ContractSpec
+    state: ContractState
+    round: int
+    created_at: int
+    participants: tuple[Participant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a node used since its last check-in, and where."""
+
+    job: str = ""
+    image: str = ""
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckIn:
+    """A node's statement «my parameters for this round have this hash»."""
+
+    node: str
+    blob: str
+    """BLAKE3 of the parameters' blob (64 hex digits)."""
+    weight: int
+    """The node's weight, 1-100."""
+    num_nodes: int = 1
+    """How many nodes were merged into this blob inside the site."""
+    loss: float | None = None
+    metric: float | None = None
+    epoch: int = 0
+    resources: Resources = field(default_factory=Resources)
+    at: int = 0
+    """Ledger time (s since 1970) of the check-in; 0 until it is recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round as the ledger sees it now. The ledger alone decides what is closable or replaceable."""
+
+    contract: str
+    number: int
+    state: RoundState
+    check_ins: tuple[CheckIn, ...]
+    num_active: int
+    """Participants that the round waits for."""
+    min_peers: int
+    closable: bool
+    closes_in_s: int | None
+    """Seconds until the wait for stragglers is over; None while below min_peers, or not open."""
+    leader: str
+    leader_due_in_s: int | None
+    """Seconds that the leader has left; None unless claimed. May be negative."""
+    replaceable: bool
+    """Claimed, and the leader is overdue or away: a participant may claim."""
+    merged: str
+    """BLAKE3 of the merged blob; empty until published."""
+    published_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task on the ledger. Only a finalised one can be assigned; it never changes again."""
+
+    name: str
+    type: TaskType
+    author: str
+    prereq: str
+    """Name of a finalised task: ROOTTASK where nothing has to come first."""
+    outcome: str
+    """What the task makes: an image's or a volume's name."""
+    finalised: bool
+    created_at: int
+    body: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskrunnerPeer:
+    """A SWOP node in a taskrunner, and what it reported about the current assignment."""
+
+    node: str
+    num_sl: int
+    """How many SL nodes it can start."""
+    state: TaskState
+    text: str
+    num_done: int
+    """RUN_SWARM: how many of its SL nodes have done their part."""
+    at: int
+    """Ledger time of its report; 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taskrunner:
+    """A group of SWOP nodes that does one task at a time."""
+
+    name: str
+    state: TaskState
+    task: str
+    """Name of the task at hand or done last; empty when nothing was assigned since the reset."""
+    counts_sl: bool
+    """num_peers counts SL nodes (RUN_SWARM); else SWOP nodes."""
+    num_peers: int
+    target: str
+    """The only node that the task is for; empty: any."""
+    assigned_at: int
+    ended_at: int
+    peers: tuple[TaskrunnerPeer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something the ledger recorded. `cursor` grows with time: ask for what comes `after` it."""
+
+    cursor: int
+    name: str
+    contract: str
+    block: int
+    at: int
+    facts: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an ML program is; kept by the SN while the node lives, never on the ledger."""
+
+    contract: str = ""
+    epoch: int = 0
+    total_epochs: int = 0
+    batch: int = 0
+    loss: float | None = None
+    metric: float | None = None
+    metric_name: str = ""
+    waiting: str = ""
+    """What the node waits for, in words; empty while it trains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerStatus:
+    """The ledger behind an SN."""
+
+    kind: str
+    chain_id: int
+    height: int
+    transactions: int
+    blocks: int
+    genesis: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """A node with what the SN alone knows: when it was last heard of and how far it is."""
+
+    node: NodeRecord
+    last_seen_s: float | None
+    """Seconds since the last heartbeat; None where this SN has heard none."""
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkStatus:
+    """What `GET /v1/status` answers."""
+
+    site: str
+    node: str
+    version: str
+    uptime_s: float
+    ledger: LedgerStatus
+    sites: tuple[SiteRecord, ...]
+    nodes: tuple[NodeStatus, ...]
+    contracts: tuple[TrainingContract, ...]
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def encode(record: object) -> Any:
+    """A record as plain JSON values (dicts, lists, numbers, strings)."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def decode(cls: type[T], data: object) -> T:
+    """Plain JSON values as a record of that class; ProtocolError names the first field that does not fit."""
+    try:
+        value: T = _adapter(cls).validate_python(data)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        raise ProtocolError(f"{cls.__name__}: {where}: {first['msg']}") from exc
+    return value

@@ -1,0 +1,1 @@
+"""SL, the swarm learning node: beside one ML program, it exchanges and merges parameters with its peers."""

@@ -1,0 +1,94 @@
+"""How a node enters a training contract: settings and model compared, and the difference named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from swarm_hpc.config import SlConfig
+from swarm_hpc.errors import ContractMismatch, ModelMismatch, NotFound, TrainingOver
+from swarm_hpc.kernels.plan import Layout, check_same, model_hash, parse
+from swarm_hpc.records import ContractSpec, ContractState, Platform, TrainingContract
+from swarm_hpc.sl.frames import OpenRequest
+from swarm_hpc.sl.member import Member
+from swarm_hpc.sn.client import SnClient
+
+_SETTINGS: Final = ("platform", "merge_method", "min_peers", "quorum_wait_s", "leader_timeout_s", "image")
+"""Compared in this order: with another platform, the model differs anyway."""
+
+
+def settle(config: SlConfig, request: OpenRequest) -> SlConfig:
+    """SL's settings with those that the program has a word in; ConfigError names the one that cannot be."""
+    rules, merge = config.round, config.merge
+    return replace(
+        config,
+        round=replace(
+            rules,
+            contract=rules.contract if request.contract is None else request.contract,
+            min_peers=rules.min_peers if request.min_peers is None else request.min_peers,
+        ),
+        merge=replace(merge, method=merge.method if request.merge_method is None else request.merge_method),
+        node_weight=config.node_weight if request.node_weight is None else request.node_weight,
+    )
+
+
+def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpec:
+    """The contract that such settings, and a model of that layout, ask for."""
+    return ContractSpec(
+        name=config.round.contract,
+        platform=platform,
+        merge_method=config.merge.method,
+        min_peers=config.round.min_peers,
+        quorum_wait_s=config.round.quorum_wait_s,
+        leader_timeout_s=config.round.leader_timeout_s,
+        model=model_hash(layout),
+    )
+
+
+async def enter(sn: SnClient, member: Member, spec: ContractSpec, layout: Layout) -> TrainingContract:
+    """Create the contract or agree with the one that is there, and join it. May be repeated.
+
+    ContractMismatch names the setting that differs, ModelMismatch the tensor; TrainingOver: the contract is completed.
+    """
+    try:
+        found = await sn.create_contract(spec)
+        if found.state is ContractState.COMPLETED:
+            raise TrainingOver(f"training contract {spec.name} is completed; choose another name (round.contract)")
+        # before joining: whoever comes later with another model compares with it
+        await sn.upload(spec.model, memoryview(layout.header), spec.name)
+        return await join(sn, member, spec)
+    except (ContractMismatch, ModelMismatch):
+        await _name_difference(sn, spec, layout)
+        raise
+
+
+async def join(sn: SnClient, member: Member, spec: ContractSpec) -> TrainingContract:
+    """Take part, or take part again after having been away."""
+    return await member.call(lambda i: sn.join(spec.name, member.name, i, spec.platform, spec.model))
+
+
+async def _name_difference(sn: SnClient, spec: ContractSpec, layout: Layout) -> None:
+    try:
+        theirs = (await sn.contract(spec.name)).spec
+    except NotFound:
+        return
+    for setting in _SETTINGS:
+        ours_value, theirs_value = getattr(spec, setting), getattr(theirs, setting)
+        if ours_value != theirs_value:
+            raise ContractMismatch(_explain(spec.name, setting, ours_value, theirs_value))
+    if spec.model != theirs.model:
+        header = await sn.download(theirs.model)
+        assert header is not None, "a download without a target returns the bytes"
+        check_same(layout, parse(header), f"training contract {spec.name}")
+
+
+def _explain(contract: str, setting: str, ours: object, theirs: object) -> str:
+    if setting == "platform":
+        return (
+            f"training contract {contract} is for {theirs}; this node runs {ours}; "
+            f"choose another contract name, or run a {theirs} program"
+        )
+    return (
+        f"training contract {contract} has {setting} {theirs}; this node asks for {ours}; "
+        f"use {theirs}, or choose another contract name"
+    )

@@ -1,0 +1,224 @@
+"""How parameters travel between SL nodes: by way of the sites' SNs (gateway), or straight from SL to SL (direct)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from swarm_hpc.config import ConnectionConfig, TransferConfig, TransferMode
+from swarm_hpc.errors import BlobCorrupt, BlobError, BlobNotFound, ConfigError, DiskFull, SwarmError
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.kernels.plan import ReadableBuffer
+from swarm_hpc.records import Kind, NodeName, Round, TrainingContract
+from swarm_hpc.sl.server import Readers, serving
+from swarm_hpc.sn.client import SnClient
+from swarm_hpc.transport import blobs
+from swarm_hpc.transport.blobs import BlobStore
+from swarm_hpc.transport.client import expect_kind
+
+log = logging.getLogger(__name__)
+
+_PEER_CONNECT_TIMEOUT_S: Final = 5.0
+"""direct: a peer that does not answer is asked again later, or another one is."""
+
+
+class Exchange(Protocol):
+    """Where a node's parameters go to, and the others' come from."""
+
+    endpoint: str
+    """host:port of this node's file server; empty where it has none."""
+
+    async def enter(self, contract: TrainingContract) -> None:
+        """Take up a contract."""
+
+    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
+        """Make a blob of the contract available to the peers."""
+
+    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
+        """Get a blob, verified, from any of the nodes `holders`, into a buffer of its size.
+
+        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it. BlobCorrupt: it is no such blob.
+        """
+
+    async def settle(self, round_: Round, merged: memoryview) -> None:
+        """A round is over and `merged` are its parameters: keep what peers may still ask for, delete what is old."""
+
+
+class GatewayExchange:
+    """Blobs go to this site's SN, and come from it: SNs fetch from each other, and delete what is old."""
+
+    endpoint = ""
+
+    def __init__(self, sn: SnClient, shared_dir: Path | None) -> None:
+        self._sn = sn
+        self._shared_dir = shared_dir
+
+    async def enter(self, contract: TrainingContract) -> None:
+        """Nothing to do: the SN knows."""
+
+    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
+        """Upload to the SN, or leave the file in the shared folder for it."""
+        if self._shared_dir is None:
+            await self._sn.upload(blob, data, contract)
+            return
+        await asyncio.to_thread(_write, self._shared_dir / blob, data)
+        await self._sn.adopt(blob, contract)
+
+    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
+        """Download from the SN, whoever the holders are."""
+        await self._sn.download(blob, buffer=buffer)
+
+    async def settle(self, round_: Round, merged: memoryview) -> None:
+        """Nothing to do: the SN keeps and deletes."""
+
+
+class DirectExchange:
+    """Blobs lie in this node's own store, which its file server shows to the peers."""
+
+    def __init__(
+        self, identity: Identity, sn: SnClient, store: BlobStore, readers: Readers, connection: ConnectionConfig
+    ) -> None:
+        self.endpoint = ""
+        self.keep_rounds = 0
+        """Blobs of older rounds are deleted; 0 keeps all."""
+        self._identity = identity
+        self._sn = sn
+        self._store = store
+        self._readers = readers
+        self._connection = replace(
+            connection, connect_timeout_s=min(connection.connect_timeout_s, _PEER_CONNECT_TIMEOUT_S)
+        )
+        self._rounds: deque[set[str]] = deque([set()])
+
+    async def enter(self, contract: TrainingContract) -> None:
+        """Show what an earlier process left for this contract's latest rounds, and delete the rest."""
+        name = contract.spec.name
+        self._readers.sites = _sites(contract)
+        self._readers.ask_sites = lambda: self._ask_sites(name)
+        self._readers.blobs.clear()
+        oldest = max(1, contract.round - self.keep_rounds) if self.keep_rounds else 1
+        rounds = await self._sn.rounds(name, oldest, contract.round)
+        known = {round_.merged for round_ in rounds} | {c.blob for round_ in rounds for c in round_.check_ins}
+        left = set(await asyncio.to_thread(self._store.blobs))
+        self._rounds = deque([left & known])
+        self._readers.blobs |= left & known
+        if self.keep_rounds:
+            await asyncio.to_thread(self._delete, left - known)
+
+    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
+        """Put it in the store."""
+        await self._keep(blob, data)
+
+    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
+        """From the own store, else from one holder after the other."""
+        reasons = []
+        if self._store.has(blob):
+            try:
+                await asyncio.to_thread(_read, self._store.path(blob), blob, buffer)
+                return
+            except BlobError as exc:
+                reasons.append(f"{exc}; deleted")
+                await asyncio.to_thread(self._store.delete, blob)
+        for node in holders:
+            if endpoint := await self._endpoint_of(node):
+                try:
+                    await self._download(blob, node, endpoint, buffer)
+                    return
+                except SwarmError as exc:
+                    reasons.append(f"{node} ({exc})")
+            else:
+                reasons.append(f"{node} (it serves no files: is its transfer.mode direct?)")
+        raise BlobNotFound(f"blob {blob} is nowhere to be had: {'; '.join(reasons) or 'nobody should have it'}")
+
+    async def settle(self, round_: Round, merged: memoryview) -> None:
+        """Keep the merged blob for peers that come late, and drop the oldest round."""
+        await self._keep(round_.merged, merged)
+        self._rounds.append(set())
+        if not self.keep_rounds or len(self._rounds) <= self.keep_rounds + 1:
+            return
+        dropped = self._rounds.popleft().difference(*self._rounds)
+        self._readers.blobs -= dropped
+        await asyncio.to_thread(self._delete, dropped)
+
+    async def _keep(self, blob: str, data: memoryview) -> None:
+        await asyncio.to_thread(self._store.put, data, blob=blob)
+        self._rounds[-1].add(blob)
+        self._readers.blobs.add(blob)
+
+    async def _ask_sites(self, contract: str) -> frozenset[str]:
+        return _sites(await self._sn.contract(contract))
+
+    def _delete(self, dropped: Iterable[str]) -> None:
+        for blob in dropped:
+            self._store.delete(blob)
+
+    async def _endpoint_of(self, node: str) -> str:
+        for status in await self._sn.nodes():
+            if status.node.name == node:
+                return status.node.endpoint
+        return ""
+
+    async def _download(self, blob: str, node: str, endpoint: str, buffer: memoryview) -> None:
+        await blobs.download(
+            self._identity,
+            endpoint,
+            blob,
+            expect=expect_kind(Kind.SL, site=NodeName.parse(node).site),
+            connection=self._connection,
+            buffer=buffer,
+        )
+
+
+@asynccontextmanager
+async def open_exchange(
+    identity: Identity, sn: SnClient, transfer: TransferConfig, connection: ConnectionConfig, state_dir: Path
+) -> AsyncIterator[Exchange]:
+    """The exchange that the configuration asks for, with its file server while the context lasts."""
+    if transfer.mode is TransferMode.GATEWAY:
+        yield GatewayExchange(sn, Path(transfer.shared_dir) if transfer.shared_dir else None)
+        return
+    store = BlobStore(state_dir / "blobs", min_free_bytes=transfer.min_free_mib << 20)
+    readers = Readers()
+    exchange = DirectExchange(identity, sn, store, readers, connection)
+    exchange.keep_rounds = transfer.keep_rounds
+    async with serving(identity, transfer, store, readers) as exchange.endpoint:
+        log.info("serving parameters on %s", exchange.endpoint)
+        yield exchange
+
+
+def _sites(contract: TrainingContract) -> frozenset[str]:
+    return frozenset(NodeName.parse(participant.node).site for participant in contract.participants)
+
+
+def _write(target: Path, data: ReadableBuffer) -> None:
+    """Beside, then renamed: whoever sees the name sees the whole file."""
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(target)
+    except OSError as exc:
+        beside.unlink(missing_ok=True)
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"transfer.shared_dir: no room for {len(data)} bytes in {target.parent}") from exc
+        raise ConfigError(f"transfer.shared_dir: cannot write to {target.parent}: {exc.strerror}") from exc
+
+
+def _read(source: Path, blob: str, buffer: memoryview) -> None:
+    with source.open("rb", buffering=0) as file:
+        size_bytes = 0
+        while count := file.readinto(buffer[size_bytes:]):
+            size_bytes += count
+    if size_bytes != len(buffer) or blobs.hash_bytes(buffer) != blob:
+        raise BlobCorrupt(f"{source} is damaged")

@@ -1,0 +1,191 @@
+"""SL's end of the channel to its ML program (docs/protocol.md 3): the socket, frames, and `waiting` while SL works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from swarm_hpc.errors import ConfigError, ProtocolError, SwarmError
+from swarm_hpc.sl.frames import (
+    PREFIX_BYTES,
+    REQUESTS,
+    WAITING_EVERY_S,
+    Answer,
+    Failure,
+    Request,
+    Waiting,
+    check_length,
+    pack,
+    unpack,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_PATH_BYTES: Final = 107
+"""Longest path of a Unix socket on Linux."""
+_CREDENTIALS: Final = struct.Struct("3i")
+_SOCKET: Final = "ml.sock"
+_SEND_TIMEOUT_S: Final = 60.0
+"""A program that takes nothing off its socket for this long is stuck."""
+
+
+class Connection:
+    """One program's connection. `close` it when its session is over."""
+
+    def __init__(self, connection: socket.socket, *, waiting_every_s: float = WAITING_EVERY_S) -> None:
+        """Take over a connected socket."""
+        self._socket = connection
+        self._waiting_every_s = waiting_every_s
+        connection.setblocking(False)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid: int = _CREDENTIALS.unpack(credentials)[0]
+        """Process ID of the program, as the kernel says."""
+
+    async def receive(self) -> Request | None:
+        """The program's next request; None when it has closed the connection. ProtocolError on anything odd."""
+        prefix = await self._read(PREFIX_BYTES)
+        if prefix is None:
+            return None
+        payload = await self._read(check_length(int.from_bytes(prefix, "big")))
+        if payload is None:
+            raise ProtocolError("channel: the program closed the connection in the middle of a frame")
+        request: Request = unpack(payload, REQUESTS)
+        return request
+
+    async def send(self, answer: Answer, *, fd: int | None = None) -> None:
+        """Answer, with a file descriptor if there is one. ConnectionAbortedError: the program is gone."""
+        frame = pack(answer)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                if fd is not None:
+                    frame = frame[await self._send_fd(frame[:PREFIX_BYTES], fd) :]
+                await loop.sock_sendall(self._socket, frame)
+        except OSError as exc:
+            raise ConnectionAbortedError(
+                f"the ML program is gone: {exc.strerror or 'it does not read its socket'}"
+            ) from exc
+
+    async def send_error(self, error: SwarmError) -> None:
+        """Hand an error to the program, if it still listens."""
+        with contextlib.suppress(ConnectionAbortedError):
+            await self.send(Failure(name=type(error).__name__, detail=str(error)))
+
+    async def refuse(self, error: SwarmError) -> None:
+        """Answer the program's first request with an error, whatever it is."""
+        # not before it has asked: the error would get lost when its request meets a closed socket
+        with contextlib.suppress(ProtocolError, TimeoutError):
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await self.receive()
+        await self.send_error(error)
+
+    async def wait_for(self, work: Coroutine[Any, Any, Answer], reason: Callable[[], str]) -> Answer:
+        """Do the work that leads to an answer, and tell the program about every 5 s why it waits.
+
+        A program that has gone in the meantime cancels the work: ConnectionAbortedError.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=self._waiting_every_s)
+                if done:
+                    return task.result()
+                await self.send(Waiting(reason=reason()))
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    def close(self) -> None:
+        """Close the connection. May be repeated."""
+        self._socket.close()
+
+    async def _read(self, size_bytes: int) -> bytearray | None:
+        """That many bytes, or None where the other side closed before the first."""
+        loop = asyncio.get_running_loop()
+        payload = bytearray(size_bytes)
+        view = memoryview(payload)
+        while view:
+            try:
+                count = await loop.sock_recv_into(self._socket, view)
+            except ConnectionError:
+                return None
+            if not count:
+                if len(view) == size_bytes:
+                    return None
+                raise ProtocolError("channel: the program closed the connection in the middle of a frame")
+            view = view[count:]
+        return payload
+
+    async def _send_fd(self, data: bytes, fd: int) -> int:
+        while True:
+            try:
+                return socket.send_fds(self._socket, [data], [fd])
+            except BlockingIOError:
+                await self._writable()
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_writer(self._socket, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_writer(self._socket)
+
+
+class Listener:
+    """The socket that a program connects to."""
+
+    def __init__(self, listening: socket.socket, path: Path) -> None:
+        """Take over a listening socket; `listen` makes one."""
+        self.path = path
+        """What the program finds in SWARM_SL_SOCKET."""
+        self._socket = listening
+
+    async def accept(self) -> Connection:
+        """The next program that connects."""
+        connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+        return Connection(connection)
+
+
+@contextmanager
+def listen(state_dir: Path) -> Iterator[Listener]:
+    """Listen in a folder for this user only: `state_dir/channel`, or a temporary one where that path is too long."""
+    with _private_folder(state_dir) as folder:
+        path = folder / _SOCKET
+        path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            listening.bind(str(path))
+            listening.listen()
+            yield Listener(listening, path)
+        finally:
+            listening.close()
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _private_folder(state_dir: Path) -> Iterator[Path]:
+    folder = state_dir.absolute() / "channel"
+    if len(os.fsencode(folder / _SOCKET)) <= MAX_PATH_BYTES:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="swarm-sl-") as name:
+        if len(os.fsencode(Path(name) / _SOCKET)) > MAX_PATH_BYTES:
+            raise ConfigError(
+                f"state_dir: no socket fits below {state_dir} nor below {tempfile.gettempdir()}: "
+                f"a path may have {MAX_PATH_BYTES} bytes; use a shorter state_dir"
+            )
+        yield Path(name)

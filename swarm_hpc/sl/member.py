@@ -1,0 +1,100 @@
+"""This node on the ledger: registered under an incarnation, kept alive by heartbeats, back after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, NoReturn, TypeVar
+
+from swarm_hpc.errors import Fenced, NotFound, SwarmError, TransportError
+from swarm_hpc.records import Progress
+from swarm_hpc.sn.client import SnClient
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+_BEATS_PER_LEASE: Final = 3
+_LEAVE_TIMEOUT_S: Final = 5.0
+"""Leaving is a courtesy: the lease ends by itself."""
+
+
+class Member:
+    """The node's membership. Its owner runs `keep_alive` beside everything else."""
+
+    def __init__(self, sn: SnClient, name: str, endpoint: str, instance: str) -> None:
+        self.name = name
+        self.incarnation = 0
+        self.report: Callable[[], Progress] = Progress
+        """What each heartbeat says about the program."""
+        self.rejoin: Callable[[], Awaitable[None]] | None = None
+        """Called after the node had been away and is registered again."""
+        self._sn = sn
+        self._endpoint = endpoint
+        self._instance = instance
+        self._lease_s = 0.0
+        self._registering = asyncio.Lock()
+
+    async def register(self) -> None:
+        """Take the name. DuplicateNode: another process has it."""
+        record, self._lease_s = await self._sn.register(self.name, self._endpoint, self._instance)
+        self.incarnation = record.incarnation
+        log.info("registered as incarnation %d, lease %.0f s", self.incarnation, self._lease_s)
+
+    async def keep_alive(self) -> NoReturn:
+        """Send heartbeats for ever. Fenced or DuplicateNode: another process has taken over, and this one must stop."""
+        while True:
+            await asyncio.sleep(self._lease_s / _BEATS_PER_LEASE)
+            try:
+                self._lease_s = await self._sn.heartbeat(self.name, self.incarnation, self.report())
+            except NotFound:
+                await self._return()
+            except TransportError as exc:
+                log.warning("no heartbeat: %s", exc)
+
+    async def call(self, request: Callable[[int], Awaitable[R]]) -> R:
+        """Make a request with the current incarnation; again where this node itself has raised it meanwhile."""
+        while True:
+            incarnation = self.incarnation
+            try:
+                return await request(incarnation)
+            except Fenced:
+                # a return to the ledger may be under way
+                async with self._registering:
+                    if self.incarnation == incarnation:
+                        raise
+
+    async def leave(self) -> None:
+        """End the lease, so that no round waits for this node. Never fails: the lease ends by itself."""
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self._sn.leave(self.name, self.incarnation)
+        except (SwarmError, TimeoutError) as exc:
+            log.info("did not leave properly: %s", exc or "no answer in time")
+
+    async def _return(self) -> None:
+        log.warning("the SN took this node for lost; registering again")
+        try:
+            async with self._registering:
+                await self.register()
+            if self.rejoin is not None:
+                await self.rejoin()
+        except TransportError as exc:
+            log.warning("not registered again yet: %s", exc)
+
+
+def load_instance(state_dir: Path) -> str:
+    """The random ID of this node's state folder, made on first use: a restart with it takes over at once."""
+    file = state_dir / "instance"
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        instance = uuid.uuid4().hex
+        beside = file.with_suffix(f".{instance}")
+        beside.write_text(instance + "\n", encoding="ascii")
+        beside.rename(file)
+        return instance

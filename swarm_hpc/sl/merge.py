@@ -1,0 +1,61 @@
+"""From the blobs of a round's check-ins to the merged blob: headers checked, participants in sorted order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from swarm_hpc.errors import BlobCorrupt, MergeError
+from swarm_hpc.kernels import cpu
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, check_same, parse
+from swarm_hpc.records import CheckIn, MergeMethod
+from swarm_hpc.transport.blobs import hash_bytes
+
+
+async def merge(
+    layout: Layout,
+    method: MergeMethod,
+    check_ins: Sequence[CheckIn],
+    blobs: Mapping[str, ReadableBuffer],
+    out: memoryview,
+) -> str:
+    """`merge_blobs` in a thread, so that heartbeats go on meanwhile."""
+    return await asyncio.to_thread(merge_blobs, layout, method, check_ins, blobs, out)
+
+
+def merge_blobs(
+    layout: Layout,
+    method: MergeMethod,
+    check_ins: Sequence[CheckIn],
+    blobs: Mapping[str, ReadableBuffer],
+    out: memoryview,
+) -> str:
+    """Merge the check-ins' blobs (`blobs`: hash -> bytes whose hash has been verified) into `out`; the result's hash.
+
+    The same check-ins give the same bytes on any machine, in whatever order they come. A blob of another model than
+    `layout` is ModelMismatch, one that is no blob BlobCorrupt; both name the node. Blocks.
+    """
+    ordered = sorted(check_ins, key=lambda check_in: check_in.node)
+    if not ordered:
+        raise MergeError("a round without check-ins has nothing to merge")
+    buffers = [blobs[check_in.blob] for check_in in ordered]
+    for check_in, buffer in zip(ordered, buffers, strict=True):
+        check_blob(layout, buffer, check_in.node)
+    cpu.merge(layout, method, buffers, [effective_weight(check_in) for check_in in ordered], out)
+    return hash_bytes(out)
+
+
+def effective_weight(check_in: CheckIn) -> float:
+    """A node that merged several nodes of its site counts as that many."""
+    return float(check_in.weight * check_in.num_nodes)
+
+
+def check_blob(layout: Layout, buffer: ReadableBuffer, node: str) -> None:
+    """BlobCorrupt or ModelMismatch, naming the node, unless the bytes are a whole blob of that layout."""
+    try:
+        theirs = parse(buffer)
+    except BlobCorrupt as exc:
+        raise BlobCorrupt(f"{node}: {exc}") from exc
+    check_same(layout, theirs, node)
+    if len(memoryview(buffer).cast("B")) != layout.size_bytes:
+        raise BlobCorrupt(f"{node}: a header without tensors instead of a blob of {layout.size_bytes} bytes")

@@ -1,0 +1,222 @@
+"""A node's part in the rounds of one training contract: checks in, waits, leads when it wins, takes the result.
+
+round.py decides each step; this file carries it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, NotReachable, RoundError, TimedOut
+from swarm_hpc.kernels.arena import Arena
+from swarm_hpc.kernels.plan import ReadableBuffer
+from swarm_hpc.records import CheckIn, Round, TrainingContract
+from swarm_hpc.sl import round as rounds
+from swarm_hpc.sl.exchange import Exchange
+from swarm_hpc.sl.member import Member
+from swarm_hpc.sl.merge import merge
+from swarm_hpc.sn.client import RoundView, SnClient
+
+log = logging.getLogger(__name__)
+
+NOT_NOW: Final = (BlobNotFound, NotReachable, TimedOut)
+"""Errors of a fetch that may go well later, or elsewhere."""
+_PAUSE_S: Final = 1.0
+"""After something that did not work and may work soon."""
+_MAX_FETCHES: Final = 4
+"""Blobs that a leader fetches at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """A node's parameters for a round, and the check-in that speaks of them."""
+
+    check_in: CheckIn
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a round ended for this node."""
+
+    contract: TrainingContract
+    round: int
+    num_peers: int = 0
+    """Check-ins that were merged; 0 where the arena does not hold the round's result."""
+    late: bool = False
+    merged: str = ""
+
+
+class Participant:
+    """One node in one contract. Results arrive in the arena."""
+
+    def __init__(
+        self, sn: SnClient, member: Member, exchange: Exchange, arena: Arena, contract: TrainingContract
+    ) -> None:
+        self.reason = ""
+        """What the node waits for, as a sentence."""
+        self._sn = sn
+        self._member = member
+        self._exchange = exchange
+        self._arena = arena
+        self._spec = contract.spec
+        self._spare = _Spare(arena.layout.size_bytes)
+
+    async def take_part(
+        self, number: int, mine: Contribution | None, *, max_wait_s: float, standing: bool = False
+    ) -> Outcome:
+        """Go through a round to its end; without a contribution, only wait for its result.
+
+        Afterwards the arena holds the merged parameters. It is unchanged where the contract was completed before the
+        round had a result (`num_peers` 0), or where nobody could give it (a warning). TimedOut after `max_wait_s`.
+        """
+        if mine is not None:
+            self.reason = f"{self._spec.name} round {number}: handing over the parameters"
+            await self._exchange.offer(mine.check_in.blob, mine.data, self._spec.name)
+        deadline = time.monotonic() + max_wait_s
+        view = await self._sn.round(self._spec.name, number)
+        while True:
+            match self._decide(view, mine, standing):
+                case rounds.Take(merged, late):
+                    num_peers = await self._take(view, mine)
+                    return Outcome(contract=view.contract, round=number, num_peers=num_peers, late=late, merged=merged)
+                case rounds.Over():
+                    return Outcome(contract=view.contract, round=number)
+                case rounds.Wait(reason, at_most_s):
+                    self.reason, wait_s = reason, at_most_s
+                case action:
+                    wait_s = await self._act(action, view, mine)
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"{self.reason}; gave up after {max_wait_s:.0f} s (round.max_wait_s)")
+            wait_s = max(0.0, min(wait_s, deadline - time.monotonic()))
+            view = await self._sn.round(self._spec.name, number, after=view.cursor, wait_s=wait_s)
+
+    async def take_newest(self, contract: TrainingContract) -> Round | None:
+        """Load the newest merged parameters into the arena; their round, or None where no round has a result.
+
+        An error of NOT_NOW: they cannot be had, and the arena is as it was.
+        """
+        newest = contract.round - 1
+        if newest < 1:
+            return None
+        self.reason = f"{self._spec.name} round {newest}: fetching the merged parameters"
+        view = await self._sn.round(self._spec.name, newest)
+        await self._load(view.round, mine=None)
+        await self._exchange.settle(view.round, self._arena.buffer)
+        return view.round
+
+    def _decide(self, view: RoundView, mine: Contribution | None, standing: bool) -> rounds.Action:
+        blob = mine.check_in.blob if mine is not None else None
+        return rounds.decide(view.round, view.contract, self._member.name, blob, standing=standing)
+
+    async def _act(self, action: rounds.Action, view: RoundView, mine: Contribution | None) -> float:
+        """Check in, claim or lead; how long to wait for news before the next look."""
+        name, number = self._spec.name, view.round.number
+        try:
+            if isinstance(action, rounds.CheckIn):
+                assert mine is not None
+                check_in = mine.check_in
+                await self._member.call(lambda i: self._sn.check_in(name, number, i, check_in))
+            elif isinstance(action, rounds.Claim):
+                await self._member.call(lambda i: self._sn.claim(name, number, self._member.name, i))
+            else:
+                await self._lead(view.round, mine)
+        except RoundError as exc:
+            # others were faster; the next look says what that means for this node
+            log.debug("%s round %d: %s", name, number, exc)
+            return _PAUSE_S
+        except NOT_NOW as exc:
+            self.reason = f"{name} round {number}: {exc}"
+            log.warning("%s; trying again", self.reason)
+            await asyncio.sleep(_PAUSE_S)
+        return 0.0
+
+    async def _lead(self, round_: Round, mine: Contribution | None) -> None:
+        self.reason = f"{round_.contract} round {round_.number}: merging {len(round_.check_ins)} peers' parameters"
+        merged = await self._merge(round_, mine)
+        await self._exchange.offer(merged, self._spare.buffer, round_.contract)
+        await self._member.call(
+            lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
+        )
+
+    async def _merge(self, round_: Round, mine: Contribution | None) -> str:
+        """Merge a round's check-ins into the spare; the hash."""
+        blobs = await self._fetch_all(round_.check_ins, mine)
+        self._spare.blob = ""
+        self._spare.blob = await merge(
+            self._arena.layout, self._spec.merge_method, round_.check_ins, blobs, self._spare.buffer
+        )
+        return self._spare.blob
+
+    async def _fetch_all(self, check_ins: Sequence[CheckIn], mine: Contribution | None) -> dict[str, ReadableBuffer]:
+        blobs: dict[str, ReadableBuffer] = {}
+        if mine is not None:
+            blobs[mine.check_in.blob] = mine.data
+        holders: dict[str, list[str]] = {}
+        for check_in in check_ins:
+            if check_in.blob not in blobs:
+                holders.setdefault(check_in.blob, []).append(check_in.node)
+        limit = asyncio.Semaphore(_MAX_FETCHES)
+
+        async def fetch(blob: str) -> None:
+            async with limit:
+                data = bytearray(self._arena.layout.size_bytes)
+                await self._exchange.fetch(blob, holders[blob], memoryview(data))
+                blobs[blob] = data
+
+        await asyncio.gather(*map(fetch, holders))
+        return blobs
+
+    async def _take(self, view: RoundView, mine: Contribution | None) -> int:
+        """Bring a published round's parameters into the arena; from how many peers, 0 where nobody has them."""
+        self.reason = f"{self._spec.name} round {view.round.number}: fetching the merged parameters"
+        try:
+            await self._load(view.round, mine)
+        except NOT_NOW as exc:
+            log.warning("%s round %d: going on with the own parameters: %s", self._spec.name, view.round.number, exc)
+            return 0
+        await self._exchange.settle(view.round, self._arena.buffer)
+        return len(view.round.check_ins)
+
+    async def _load(self, round_: Round, mine: Contribution | None) -> None:
+        """Fill the arena with the merged parameters; where they cannot be had, it is as it was."""
+        if self._spare.blob != round_.merged:
+            await self._fetch_merged(round_, mine)
+        header = self._arena.layout.header
+        if self._spare.buffer[: len(header)] != header:
+            raise ModelMismatch(f"{round_.leader} published parameters of another model in round {round_.number}")
+        await asyncio.to_thread(_copy, self._spare.buffer, self._arena.buffer)
+
+    async def _fetch_merged(self, round_: Round, mine: Contribution | None) -> None:
+        """Fill the spare: from the leader, from another participant, or by merging anew."""
+        others = [c.node for c in round_.check_ins if c.node not in (round_.leader, self._member.name)]
+        self._spare.blob = ""
+        try:
+            await self._exchange.fetch(round_.merged, [round_.leader, *others], self._spare.buffer)
+            self._spare.blob = round_.merged
+            return
+        except BlobError as exc:
+            log.warning("%s round %d: merging anew: %s", round_.contract, round_.number, exc)
+        merged = await self._merge(round_, mine)
+        if merged != round_.merged:
+            raise BlobNotFound(
+                f"the parameters that {round_.leader} published are gone, and merging anew gives others ({merged})"
+            )
+
+
+class _Spare:
+    """Room for one more model beside the arena, kept from round to round: results are made whole before they count."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.buffer = memoryview(bytearray(size_bytes))
+        self.blob = ""
+        """Hash of what it holds; empty while that is unsure."""
+
+
+def _copy(data: memoryview, target: memoryview) -> None:
+    target[:] = data

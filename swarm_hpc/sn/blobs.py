@@ -1,0 +1,193 @@
+"""The blobs that an SN keeps for its training contracts: who may read and write them, and when they go.
+
+The bytes are a transport.blobs.BlobStore; this file has the rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from swarm_hpc.config import TransferConfig
+from swarm_hpc.errors import BlobNotFound, NotAuthorized, SwarmError
+from swarm_hpc.records import Event, Kind, NodeName, Round, TrainingContract
+from swarm_hpc.sn.ledger import Ledger
+from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.owners import Owners
+from swarm_hpc.transport.blobs import BlobStore, add_blob_routes
+from swarm_hpc.transport.server import Handler
+
+log = logging.getLogger(__name__)
+
+_AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
+_WRITERS: Final = frozenset({Kind.SL, Kind.SWOP})
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    blob: str
+    contract: str
+    round: int
+
+
+_arrival: ContextVar[_Arrival | None] = ContextVar("arrival", default=None)
+
+
+class ContractBlobs:
+    """Blobs by contract. Rights are decided from memory, which `_learn` keeps up to date with the ledger."""
+
+    def __init__(self, live: LiveLedger, folder: Path, transfer: TransferConfig) -> None:
+        """Use `open`."""
+        self._live = live
+        self._transfer = transfer
+        self._store = BlobStore(folder, min_free_bytes=transfer.min_free_mib << 20)
+        self._owners = Owners(folder.with_suffix(".db"))
+        self._sites: dict[str, frozenset[str]] = {}
+        self._layouts: dict[str, str] = {}
+        self._members: frozenset[str] = frozenset()
+        self._arriving: Counter[str] = Counter()
+        self._deleting = asyncio.Lock()
+        self._to_sweep: asyncio.Queue[str] = asyncio.Queue()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, live: LiveLedger, folder: Path, transfer: TransferConfig) -> AsyncIterator[ContractBlobs]:
+        """The blobs in `folder`; their owners are kept in a file beside it. Sweeps old ones until the end."""
+        blobs = await asyncio.to_thread(cls, live, folder, transfer)
+        live.listen(blobs._learn)
+        sweeper: asyncio.Task[None] | None = None
+        try:
+            await blobs._restart()
+            if transfer.keep_rounds:
+                sweeper = asyncio.create_task(blobs._sweep_published())
+            yield blobs
+        finally:
+            if sweeper:
+                sweeper.cancel()
+                await asyncio.wait([sweeper])
+            blobs._owners.close()
+
+    def add_routes(self, app: web.Application) -> None:
+        """Serve the blobs (docs/protocol.md 2.2)."""
+        app.middlewares.append(self._note_arrival)
+        shared_dir = Path(self._transfer.shared_dir) if self._transfer.shared_dir else None
+        add_blob_routes(app, self._store, may_read=self.may_read, may_write=self.may_write, shared_dir=shared_dir)
+
+    def may_read(self, peer: NodeName, blob: str) -> None:
+        """Participants' sites and auditors may. All member sites may read a layout: who is refused can compare."""
+        owners = self._owners.of(blob)
+        if not owners:
+            raise BlobNotFound(f"this SN has no blob {blob}")
+        if peer.kind in _AUDITORS:
+            return
+        if peer.kind not in _WRITERS:
+            raise NotAuthorized(f"{peer}: nodes of kind {peer.kind} may not read blobs")
+        if not self._readable(peer, blob, owners):
+            names = ", ".join(sorted(owners))
+            raise NotAuthorized(f"{peer}: blob {blob} belongs to {names}, which site {peer.site} has not joined")
+
+    async def may_write(self, peer: NodeName, contract: str, blob: str) -> None:
+        """SL and SWOP of any member site may, once the contract is there: they put the layout before they join."""
+        if peer.kind not in _WRITERS:
+            raise NotAuthorized(f"{peer}: nodes of kind {peer.kind} may not write blobs")
+        if peer.site not in self._members:
+            raise NotAuthorized(f"{peer}: site {peer.site} is no member of the network; register a node first")
+        owners = self._owners.of(blob)
+        # Who only knows the hash of another contract's blob must not become its owner, and so its reader.
+        if owners - {contract} and not self._readable(peer, blob, owners):
+            raise NotAuthorized(f"{peer}: blob {blob} belongs to another training contract")
+        found = await self._live.read(lambda ledger: ledger.contract(contract))
+        async with self._deleting:
+            self._arriving[blob] += 1
+        _arrival.set(_Arrival(blob, contract, found.round))
+
+    def _readable(self, peer: NodeName, blob: str, owners: frozenset[str]) -> bool:
+        if any(peer.site in self._sites.get(contract, ()) for contract in owners):
+            return True
+        return peer.site in self._members and blob in self._layouts.values()
+
+    @web.middleware
+    async def _note_arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # The owner is recorded when the bytes are there and verified, before the sender hears so. A crash in between
+        # leaves a blob without an owner, which `_restart` deletes; the sender repeats.
+        _arrival.set(None)
+        try:
+            response = await handler(request)
+            arrived = _arrival.get()
+            if arrived and response.status in (200, 201):
+                await asyncio.to_thread(self._owners.add, arrived.blob, arrived.contract, arrived.round)
+            return response
+        finally:
+            if arrived := _arrival.get():
+                self._arriving -= Counter([arrived.blob])
+
+    async def _restart(self) -> None:
+        def ask(ledger: Ledger) -> tuple[frozenset[str], tuple[TrainingContract, ...]]:
+            return frozenset(site.name for site in ledger.sites() if site.active), ledger.contracts()
+
+        self._members, contracts = await self._live.read(ask)
+        for contract in contracts:
+            self._remember(contract)
+            if self._transfer.keep_rounds:
+                self._to_sweep.put_nowait(contract.spec.name)
+        await asyncio.to_thread(self._delete_orphans)
+
+    def _delete_orphans(self) -> None:
+        for blob in self._store.blobs():
+            if not self._owners.of(blob):
+                self._store.delete(blob)
+
+    async def _learn(self, events: Sequence[Event]) -> None:
+        if any(event.name in ("SiteAdmitted", "SiteRemoved") for event in events):
+            sites = await self._live.read(lambda ledger: ledger.sites())
+            self._members = frozenset(site.name for site in sites if site.active)
+        for name in {event.contract for event in events if event.name in ("ContractCreated", "Joined")}:
+            self._remember(await self._live.read(_contract(name)))
+        for name in {event.contract for event in events if event.name == "Published"}:
+            self._to_sweep.put_nowait(name)
+
+    def _remember(self, contract: TrainingContract) -> None:
+        name = contract.spec.name
+        self._layouts[name] = contract.spec.model
+        self._sites[name] = frozenset(NodeName.parse(each.node).site for each in contract.participants)
+
+    async def _sweep_published(self) -> None:
+        while True:
+            contract = await self._to_sweep.get()
+            try:
+                await self._sweep(contract)
+            except (SwarmError, OSError):
+                log.exception("old blobs of %s could not be deleted; the next round tries again", contract)
+
+    async def _sweep(self, contract: str) -> None:
+        def ask(ledger: Ledger) -> tuple[int, tuple[Round, ...]]:
+            current = ledger.contract(contract).round
+            oldest = max(1, current - self._transfer.keep_rounds)
+            return oldest, ledger.rounds(contract, oldest, current)
+
+        oldest, rounds = await self._live.read(ask)
+        needed = {self._layouts[contract]} | {round_.merged for round_ in rounds}
+        needed.update(check_in.blob for round_ in rounds for check_in in round_.check_ins)
+        # The lock: a blob that is sent again must not be found in the store and then deleted.
+        async with self._deleting:
+            old = self._owners.blobs(contract, oldest)
+            old = tuple(blob for blob in old if blob not in needed and not self._arriving[blob])
+            await asyncio.to_thread(self._forget, contract, old)
+
+    def _forget(self, contract: str, blobs: Sequence[str]) -> None:
+        for blob in blobs:
+            if self._owners.remove(blob, contract):
+                self._store.delete(blob)
+
+
+def _contract(name: str) -> Callable[[Ledger], TrainingContract]:
+    return lambda ledger: ledger.contract(name)

@@ -1,0 +1,211 @@
+"""Calls, transactions and events of the ledger's contracts over web3: any provider, standard JSON-RPC only.
+
+Knows accounts, nonces, receipts and how a revert becomes one of our exceptions; knows nothing of rounds or tasks.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from eth_abi.exceptions import EncodingError
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
+from hexbytes import HexBytes
+from web3 import Web3
+from web3.exceptions import TimeExhausted, TransactionNotFound, Web3Exception
+from web3.providers.base import BaseProvider
+from web3.types import LogReceipt, TxParams, TxReceipt
+
+from swarm_hpc.errors import ConfigError, LedgerError, SwarmError, TimedOut, by_name
+from swarm_hpc.sn.contracts import Artifact, artifact
+
+GAS = 10_000_000
+"""Gas limit of every transaction: the dearest ones, deployments, take about half of it."""
+RECEIPT_TIMEOUT_S = 60.0
+_REASON = re.compile(r"(?:execution reverted: ?)?([A-Z][A-Za-z]+): (.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One event as the chain has it, decoded."""
+
+    name: str
+    block: int
+    index: int
+    at: int
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    address: ChecksumAddress
+    code: Artifact
+
+
+class Chain:
+    """The contracts of one ledger as one account sees them. Safe to use from several threads."""
+
+    def __init__(self, provider: BaseProvider, account: LocalAccount):
+        self._provider = provider
+        # web3's own middleware (names, price strategies, attribute access) would take most of a call's time.
+        self._w3 = Web3(provider, middleware=[])
+        self._account = account
+        self._sending = threading.Lock()
+        self._contracts: dict[str, _Attached] = {}
+        self._times: dict[int, int] = {}
+        self.chain_id = int(self._w3.eth.chain_id)
+        # Twice the price of now: a base fee may have grown by the time a later transaction is sent. Embedded: 0.
+        self._gas_price = 2 * self._w3.eth.gas_price
+
+    @property
+    def account(self) -> str:
+        """Address of the account that sends."""
+        return str(self._account.address)
+
+    def close(self) -> None:
+        """Release the provider, where it holds something."""
+        close = getattr(self._provider, "close", None)
+        if close is not None:
+            close()
+
+    # --- contracts ---
+
+    def deploy(self, name: str, *arguments: object) -> str:
+        """Create a contract and return its address."""
+        code = artifact(name)
+        data = code.bytecode + code.functions["__init__"].encode(arguments)
+        receipt = self._transact({"data": data}, f"creating {name}")
+        if receipt["status"] != 1:
+            raise LedgerError(f"creating {name} failed in block {receipt['blockNumber']}")
+        return str(receipt["contractAddress"])
+
+    def attach(self, name: str, address: str) -> None:
+        """Use the contract `name` (Registry, Training, Tasks) that lives at the address."""
+        self._contracts[name] = _Attached(to_checksum_address(address), artifact(name))
+
+    def first_contract(self) -> str | None:
+        """Address of the contract that the chain's first transaction created; None where there is none yet."""
+        for number in range(1, self.height() + 1):
+            for digest in self._w3.eth.get_block(number)["transactions"]:
+                receipt = self._w3.eth.get_transaction_receipt(cast(HexBytes, digest))
+                return str(receipt["contractAddress"]) if receipt.get("contractAddress") else None
+        return None
+
+    # --- reading ---
+
+    def call(self, contract: str, function: str, *arguments: object, what: str = "") -> Any:
+        """What a view of the contract returns: one value, a struct as a dict by its fields' names."""
+        answer = self._call(self._request(contract, function, arguments, what), what or function)
+        return self._contracts[contract].code.functions[function].decode(answer)
+
+    def height(self) -> int:
+        """Number of the newest block."""
+        return int(self._w3.eth.block_number)
+
+    def now(self) -> int:
+        """Time that the next transaction would have, in seconds since 1970."""
+        return int(self._w3.eth.get_block("pending")["timestamp"])
+
+    def block_hash(self, number: int) -> str:
+        """Hash of that block, in hex."""
+        return str(Web3.to_hex(self._w3.eth.get_block(number)["hash"]))
+
+    def num_transactions(self, number: int) -> int:
+        """How many transactions that block holds."""
+        return int(self._w3.eth.get_block_transaction_count(number))
+
+    def logs(self, first: int, last: int, key: str | None = None) -> Iterator[LogEntry]:
+        """Events of our contracts in these blocks, oldest first; with `key` only those that concern this contract."""
+        topics: list[Any] = [None, Web3.to_hex(keccak(text=key))] if key is not None else []
+        addresses = [one.address for one in self._contracts.values()]
+        found = self._w3.eth.get_logs({"fromBlock": first, "toBlock": last, "address": addresses, "topics": topics})
+        return map(self._decode, found)
+
+    def _decode(self, log: LogReceipt) -> LogEntry:
+        code = next(one.code for one in self._contracts.values() if one.address == log["address"])
+        event = code.events[bytes(log["topics"][0])]
+        arguments = event.decode(bytes(log["data"]))
+        return LogEntry(event.name, log["blockNumber"], log["logIndex"], self._time(log), arguments)
+
+    def _time(self, log: LogReceipt) -> int:
+        stamp = cast(dict[str, Any], log).get("blockTimestamp")
+        if stamp is not None:
+            return int(stamp, 16) if isinstance(stamp, str) else int(stamp)
+        number = log["blockNumber"]
+        if number not in self._times:
+            self._times[number] = int(self._w3.eth.get_block(number)["timestamp"])
+        return self._times[number]
+
+    # --- writing ---
+
+    def send(self, contract: str, function: str, *arguments: object, what: str) -> None:
+        """Change the ledger; returns when that is final. Raises the exception that a refusal names.
+
+        `what` says what was asked for. A refused call usually costs no transaction: it is tried as a call first.
+        """
+        request = self._request(contract, function, arguments, what)
+        self._call(request, what)
+        self._send(request, what)
+
+    def send_untried(self, contract: str, function: str, *arguments: object, what: str) -> None:
+        """As `send`, without the trial: a refusal is a reverted transaction."""
+        self._send(self._request(contract, function, arguments, what), what)
+
+    def _request(self, contract: str, function: str, arguments: tuple[object, ...], what: str) -> TxParams:
+        target = self._contracts[contract]
+        try:
+            data = target.code.functions[function].encode(arguments)
+        except (EncodingError, ValueError, TypeError) as exc:
+            raise ConfigError(f"{what or function}: a value does not fit the ledger: {exc}") from exc
+        return {"to": target.address, "data": data}
+
+    def _call(self, request: TxParams, what: str) -> bytes:
+        try:
+            return bytes(self._w3.eth.call({**request, "from": self._account.address}, "pending"))
+        except (Web3Exception, ValueError) as exc:
+            raise refusal(exc, what) from exc
+
+    def _send(self, request: TxParams, what: str) -> None:
+        receipt = self._transact(request, what)
+        if receipt["status"] != 1:
+            # The state changed between the trial and the transaction: ask again why.
+            self._call(request, what)
+            raise LedgerError(f"{what}: refused in block {receipt['blockNumber']}, but possible by now; repeat it")
+
+    def _transact(self, request: TxParams, what: str) -> TxReceipt:
+        price: TxParams = {"value": cast(Any, 0), "gas": GAS, "gasPrice": cast(Any, self._gas_price)}
+        try:
+            with self._sending:
+                nonce = self._w3.eth.get_transaction_count(self._account.address, "pending")
+                numbered = {**request, **price, "nonce": nonce, "chainId": self.chain_id}
+                signed = self._account.sign_transaction(cast(dict[str, Any], numbered))
+                digest = self._w3.eth.send_raw_transaction(signed.raw_transaction)
+            return self._receipt(digest)
+        except TimeExhausted as exc:
+            raise TimedOut(f"{what}: no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s") from exc
+        except (Web3Exception, ValueError) as exc:
+            raise refusal(exc, what) from exc
+
+    def _receipt(self, digest: HexBytes) -> TxReceipt:
+        try:
+            return self._w3.eth.get_transaction_receipt(digest)
+        except TransactionNotFound:
+            return self._w3.eth.wait_for_transaction_receipt(digest, RECEIPT_TIMEOUT_S, poll_latency=0.02)
+
+
+def refusal(exc: Exception, what: str) -> SwarmError:
+    """Our exception for a revert whose reason is `Name: hint`; LedgerError for anything else."""
+    if isinstance(exc, SwarmError):
+        return exc
+    text = str(getattr(exc, "message", None) or exc)
+    found = _REASON.fullmatch(text)
+    cls = by_name(found[1]) if found else SwarmError
+    if found is None or not issubclass(cls, LedgerError | ConfigError):
+        return LedgerError(f"{what}: {text}")
+    return cls(f"{what}: {found[2]}")

@@ -1,0 +1,235 @@
+"""The only way other parts talk to an SN: one method per row of docs/protocol.md 2.1, and its blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
+
+from swarm_hpc.config import ConnectionConfig
+from swarm_hpc.errors import ProtocolError
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.records import (
+    CheckIn,
+    ContractSpec,
+    Event,
+    FinishMode,
+    Kind,
+    NetworkStatus,
+    NodeRecord,
+    NodeStatus,
+    Platform,
+    Progress,
+    Round,
+    TrainingContract,
+    decode,
+    encode,
+)
+from swarm_hpc.transport import blobs
+from swarm_hpc.transport.client import ApiClient, expect_kind
+
+R = TypeVar("R")
+
+MAX_WAIT_S: Final = 30.0
+"""The longest that an SN holds a long-poll."""
+_MARGIN_S: Final = 30.0
+"""What an answer may take beyond the wait that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundView:
+    """A round and its contract, and the cursor to hand in as `after` to hear of the next change."""
+
+    cursor: int
+    round: Round
+    contract: TrainingContract
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events in order; `cursor` is what to hand in as `after` next time."""
+
+    cursor: int
+    events: tuple[Event, ...]
+
+
+class SnClient:
+    """Calls to one SN, over one pool of connections; closes with `async with`.
+
+    Every method may be repeated with the effect of one call, and repeats by itself until connect_timeout_s while nobody
+    answers (then NotReachable or TimedOut). What the SN refuses is raised at once as the error of errors.py it names.
+    """
+
+    def __init__(
+        self, identity: Identity, address: str, *, connection: ConnectionConfig, site: str | None = None
+    ) -> None:
+        """`site` is the site whose SN must answer at `address`; None accepts the SN of any site of the bundle."""
+        self.address = address
+        self._identity = identity
+        self._connection = connection
+        self._expect = expect_kind(Kind.SN, site=site)
+        self._api = ApiClient(identity, address, expect=self._expect, connection=connection)
+
+    async def __aenter__(self) -> Self:
+        await self._api.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._api.__aexit__(kind, error, traceback)
+
+    async def status(self) -> NetworkStatus:
+        """The whole network as this SN sees it."""
+        return decode(NetworkStatus, await self._get("/v1/status"))
+
+    # nodes
+
+    async def register(self, name: str, endpoint: str, instance: str) -> tuple[NodeRecord, float]:
+        """Take the name, with an incarnation above all earlier ones; its record and the lease in seconds.
+
+        `instance` is the random ID of the node's state folder: another instance while the lease runs is DuplicateNode.
+        """
+        answer = await self._post("/v1/nodes", name=name, endpoint=endpoint, instance=instance)
+        return decode(NodeRecord, _field(answer, "node")), decode(float, _field(answer, "lease_s"))
+
+    async def heartbeat(self, name: str, incarnation: int, progress: Progress) -> float:
+        """Renew the lease and say how far the program is; the lease in seconds.
+
+        NotFound: the lease was over and the node is away, register and join again. Fenced: another process took over.
+        """
+        answer = await self._post("/v1/nodes/heartbeat", name=name, incarnation=incarnation, progress=encode(progress))
+        return decode(float, _field(answer, "lease_s"))
+
+    async def leave(self, name: str, incarnation: int) -> None:
+        """End the lease at once: the node is away, and rounds no longer wait for it."""
+        await self._post("/v1/nodes/leave", name=name, incarnation=incarnation)
+
+    async def nodes(self) -> tuple[NodeStatus, ...]:
+        """All nodes that ever registered, with the progress of those that live."""
+        return decode(tuple[NodeStatus, ...], await self._get("/v1/nodes"))
+
+    # training contracts
+
+    async def create_contract(self, spec: ContractSpec) -> TrainingContract:
+        """Create the contract, or compare with the one that is there (ContractMismatch, ModelMismatch)."""
+        return decode(TrainingContract, await self._post("/v1/contracts", spec=encode(spec)))
+
+    async def contract(self, name: str) -> TrainingContract:
+        """The contract of that name; NotFound."""
+        return decode(TrainingContract, await self._get(_path(name)))
+
+    async def contracts(self) -> tuple[TrainingContract, ...]:
+        """All contracts, oldest first."""
+        return decode(tuple[TrainingContract, ...], await self._get("/v1/contracts"))
+
+    async def join(
+        self, contract: str, node: str, incarnation: int, platform: Platform, model: str
+    ) -> TrainingContract:
+        """Take part in the contract (again), with that platform and model (ContractMismatch, ModelMismatch)."""
+        answer = await self._post(
+            _path(contract, "join"), node=node, incarnation=incarnation, platform=platform, model=model
+        )
+        return decode(TrainingContract, answer)
+
+    async def finish(self, contract: str, node: str, incarnation: int, mode: FinishMode) -> TrainingContract:
+        """The node trains no more; `mode` says what it still contributes."""
+        answer = await self._post(_path(contract, "finish"), node=node, incarnation=incarnation, mode=mode)
+        return decode(TrainingContract, answer)
+
+    # rounds
+
+    async def check_in(self, contract: str, number: int, incarnation: int, check_in: CheckIn) -> Round:
+        """State the hash of the node's parameters for this round; RoundClosed, TrainingOver."""
+        answer = await self._post(
+            _path(contract, "rounds", number, "check-in"), incarnation=incarnation, check_in=encode(check_in)
+        )
+        return decode(Round, answer)
+
+    async def claim(self, contract: str, number: int, node: str, incarnation: int) -> Round:
+        """Lead a closable round, or replace a lost leader; NotEnoughPeers, RoundClaimed."""
+        answer = await self._post(_path(contract, "rounds", number, "claim"), node=node, incarnation=incarnation)
+        return decode(Round, answer)
+
+    async def publish(self, contract: str, number: int, node: str, incarnation: int, merged: str) -> Round:
+        """Name the merged blob, which the others fetch from now on: put it first. NotLeader."""
+        answer = await self._post(
+            _path(contract, "rounds", number, "publish"), node=node, incarnation=incarnation, merged=merged
+        )
+        return decode(Round, answer)
+
+    async def round(self, contract: str, number: int, *, after: int = 0, wait_s: float = 0) -> RoundView:
+        """The round, at once if the contract has an event after that cursor, else when it has one or a deadline of
+        the round passes, or after `wait_s` (the SN caps it at 30)."""
+        wait_s = min(wait_s, MAX_WAIT_S)
+        answer = await self._get(_path(contract, "rounds", number), {"after": after, "wait_s": wait_s}, wait_s)
+        return decode(RoundView, answer)
+
+    async def rounds(self, contract: str, first: int = 1, last: int | None = None) -> tuple[Round, ...]:
+        """Rounds `first` to `last` (inclusive), at most up to the current one, which may still be empty."""
+        query = {"first": first} if last is None else {"first": first, "last": last}
+        return decode(tuple[Round, ...], await self._get(_path(contract, "rounds"), query))
+
+    async def events(self, after: int, *, contract: str | None = None, wait_s: float = 0) -> EventPage:
+        """Events after that cursor (a page of them: ask on with the new cursor), waiting for one if there is none."""
+        wait_s = min(wait_s, MAX_WAIT_S)
+        query: dict[str, str | float] = {"after": after, "wait_s": wait_s}
+        if contract is not None:
+            query["contract"] = contract
+        return decode(EventPage, await self._get("/v1/events", query, wait_s))
+
+    # blobs
+
+    async def upload(self, blob: str, data: memoryview | Path, contract: str) -> None:
+        """Hand a blob of the contract to the SN; a no-op where it has it already. DiskFull, BlobCorrupt."""
+        await blobs.upload(
+            self._identity,
+            self.address,
+            blob,
+            data,
+            contract=contract,
+            expect=self._expect,
+            connection=self._connection,
+        )
+
+    async def adopt(self, blob: str, contract: str) -> None:
+        """Let the SN take the file named `blob` out of the shared folder."""
+        await self._api.call(
+            "POST",
+            f"/v1/blobs/{blob}/adopt",
+            body={"contract": contract},
+            timeout_s=self._connection.transfer_timeout_s,
+        )
+
+    async def download(
+        self, blob: str, *, into: Path | None = None, buffer: memoryview | None = None
+    ) -> bytearray | None:
+        """Fetch a blob into a file, into a buffer of its size, or as a new bytearray; verified. BlobNotFound."""
+        return await blobs.download(
+            self._identity,
+            self.address,
+            blob,
+            expect=self._expect,
+            connection=self._connection,
+            into=into,
+            buffer=buffer,
+        )
+
+    async def _get(self, path: str, query: Mapping[str, str | int | float] | None = None, wait_s: float = 0) -> Any:
+        return await self._api.call("GET", path, query=query, timeout_s=wait_s + _MARGIN_S)
+
+    async def _post(self, path: str, **fields: object) -> Any:
+        return await self._api.call("POST", path, body=fields, timeout_s=_MARGIN_S)
+
+
+def _path(contract: str, *rest: str | int) -> str:
+    return "/".join(["/v1/contracts", quote(contract, safe=""), *map(str, rest)])
+
+
+def _field(answer: object, name: str) -> object:
+    if not isinstance(answer, dict) or name not in answer:
+        raise ProtocolError(f"the SN's answer has no field {name!r}; do both sides run the same version of swarm_hpc?")
+    return answer[name]

@@ -1,0 +1,284 @@
+# pragma version 0.4.3
+# pragma evm-version london
+"""
+@title Registry
+@notice Sites and how they vote, nodes and their incarnations, and where the other contracts are (docs/protocol.md 4).
+        A revert reason is the name of an exception of errors.py, then what to say after it.
+"""
+
+SCHEMA: constant(uint256) = 1
+MAX_SITES: constant(uint256) = 256
+PAGE: constant(uint256) = 32
+
+struct Site:
+    name: String[63]
+    account: address
+    endpoint: String[260]
+    ca_fingerprint: String[95]
+    active: bool
+    joined_at: uint256
+
+struct Node:
+    name: String[135]
+    endpoint: String[260]
+    instance: String[64]
+    incarnation: uint256
+    active: bool
+    since: uint256
+
+event SiteAdmitted:
+    site: String[63]
+    account: address
+    endpoint: String[260]
+    ca_fingerprint: String[95]
+
+event SiteRemoved:
+    site: String[63]
+
+event Voted:
+    site: String[63]
+    account: address
+    endpoint: String[260]
+    ca_fingerprint: String[95]
+    admit: bool
+    votes: uint256
+    needed: uint256
+
+event NodeRegistered:
+    node: String[135]
+    incarnation: uint256
+
+event NodeActive:
+    node: String[135]
+    active: bool
+
+founder: public(address)
+training: public(address)
+tasks: public(address)
+
+num_sites: public(uint256)
+num_active_sites: public(uint256)
+num_nodes: public(uint256)
+
+# Numbers of sites and nodes start at 1, so that 0 means "none".
+sites: HashMap[uint256, Site]
+site_number: HashMap[String[63], uint256]
+nodes: HashMap[uint256, Node]
+node_number: HashMap[String[135], uint256]
+site_of_node: HashMap[uint256, uint256]
+
+# How often was decided about a site: votes count for the next decision only.
+decisions: HashMap[String[63], uint256]
+voted: HashMap[bytes32, HashMap[uint256, bool]]
+
+
+@deploy
+def __init__(site: String[63], endpoint: String[260], ca_fingerprint: String[95]):
+    self.founder = msg.sender
+    self._admit(site, msg.sender, endpoint, ca_fingerprint)
+
+
+@external
+def link(training: address, tasks: address):
+    """
+    @notice Say, once, where the other contracts are.
+    """
+    assert msg.sender == self.founder, "NotMember: only the founder links the contracts"
+    assert self.training == empty(address) or (self.training == training and self.tasks == tasks), "AlreadyExists: the contracts are linked"
+    self.training = training
+    self.tasks = tasks
+
+
+@external
+@view
+def schema() -> uint256:
+    return SCHEMA
+
+
+# --- sites ---
+
+
+@internal
+def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95]):
+    number: uint256 = self.site_number[site]
+    if number == 0:
+        assert self.num_sites < MAX_SITES, "LedgerError: a network has at most 256 sites"
+        number = self.num_sites + 1
+        self.num_sites = number
+        self.site_number[site] = number
+        self.sites[number].name = site
+    if not self.sites[number].active:
+        self.num_active_sites += 1
+        self.sites[number].active = True
+        self.sites[number].joined_at = block.timestamp
+    self.sites[number].account = account
+    self.sites[number].endpoint = endpoint
+    self.sites[number].ca_fingerprint = ca_fingerprint
+    log SiteAdmitted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint)
+
+
+@internal
+def _remove(number: uint256):
+    self.num_active_sites -= 1
+    self.sites[number].active = False
+    log SiteRemoved(site=self.sites[number].name)
+
+
+@external
+def vote(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95], admit: bool):
+    """
+    @notice Vote, with every active site of the sender, to admit a site (or to change its record) or to remove it.
+            More than half of the active sites decide. What is so already needs no vote.
+    """
+    number: uint256 = self.site_number[site]
+    proposal: bytes32 = empty(bytes32)
+    if admit:
+        if number != 0:
+            known: Site = self.sites[number]
+            if known.active and known.account == account and known.endpoint == endpoint and known.ca_fingerprint == ca_fingerprint:
+                return
+        proposal = keccak256(abi_encode(site, self.decisions[site], account, endpoint, ca_fingerprint))
+    else:
+        assert number != 0, "NotFound: no such site"
+        if not self.sites[number].active:
+            return
+        assert self.num_active_sites > 1, "LedgerError: the last site cannot be removed"
+        proposal = keccak256(abi_encode(site, self.decisions[site]))
+
+    speaks: bool = False
+    counted: bool = False
+    votes: uint256 = 0
+    for voter: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
+        if not self.sites[voter].active:
+            continue
+        if self.sites[voter].account == msg.sender:
+            speaks = True
+            if not self.voted[proposal][voter]:
+                self.voted[proposal][voter] = True
+                counted = True
+        if self.voted[proposal][voter]:
+            votes += 1
+    assert speaks, "NotMember: the account speaks for no active site"
+    needed: uint256 = self.num_active_sites // 2 + 1
+    if counted:
+        log Voted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint, admit=admit, votes=votes, needed=needed)
+    if votes >= needed:
+        self.decisions[site] += 1
+        if admit:
+            self._admit(site, account, endpoint, ca_fingerprint)
+        else:
+            self._remove(number)
+
+
+@external
+@view
+def site_page(first: uint256) -> DynArray[Site, PAGE]:
+    """
+    @notice Up to 32 sites from number `first` (from 1) on.
+    """
+    page: DynArray[Site, PAGE] = []
+    for number: uint256 in range(first, self.num_sites + 1, bound=MAX_SITES):
+        if len(page) == PAGE:
+            break
+        page.append(self.sites[number])
+    return page
+
+
+@external
+@view
+def is_member(account: address) -> bool:
+    """
+    @notice Whether the account speaks for an active site.
+    """
+    for number: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
+        if self.sites[number].active and self.sites[number].account == account:
+            return True
+    return False
+
+
+# --- nodes ---
+
+
+@internal
+@view
+def _check_account(site: uint256, account: address):
+    assert site != 0, "NotFound: no such site"
+    assert self.sites[site].active, "NotMember: the site is no member any more"
+    assert self.sites[site].account == account, "NotMember: another account speaks for this site"
+
+
+@external
+def register_node(site: String[63], kind: String[7], label: String[63], endpoint: String[260], instance: String[64]):
+    """
+    @notice Make the node `site/kind/label` active and raise its incarnation, which fences off its earlier processes.
+    """
+    self._check_account(self.site_number[site], msg.sender)
+    name: String[135] = concat(site, "/", kind, "/", label)
+    number: uint256 = self.node_number[name]
+    if number == 0:
+        number = self.num_nodes + 1
+        self.num_nodes = number
+        self.node_number[name] = number
+        self.nodes[number].name = name
+        self.site_of_node[number] = self.site_number[site]
+    incarnation: uint256 = self.nodes[number].incarnation + 1
+    self.nodes[number].incarnation = incarnation
+    self.nodes[number].endpoint = endpoint
+    self.nodes[number].instance = instance
+    self.nodes[number].active = True
+    self.nodes[number].since = block.timestamp
+    log NodeRegistered(node=name, incarnation=incarnation)
+
+
+@external
+def set_node_active(node: String[135], active: bool):
+    """
+    @notice Mark a node away, or present again.
+    """
+    number: uint256 = self._node(node)
+    self._check_account(self.site_of_node[number], msg.sender)
+    if self.nodes[number].active == active:
+        return
+    self.nodes[number].active = active
+    self.nodes[number].since = block.timestamp
+    log NodeActive(node=node, active=active)
+
+
+@internal
+@view
+def _node(name: String[135]) -> uint256:
+    number: uint256 = self.node_number[name]
+    assert number != 0, "NotFound: no such node"
+    return number
+
+
+@external
+@view
+def authorize(node: String[135], incarnation: uint256, account: address) -> uint256:
+    """
+    @notice The node's number, if the account speaks for its site and the incarnation is the node's (0: any).
+    """
+    number: uint256 = self._node(node)
+    self._check_account(self.site_of_node[number], account)
+    assert incarnation == 0 or incarnation == self.nodes[number].incarnation, "Fenced: another process has taken over this node"
+    return number
+
+
+@external
+@view
+def node(name: String[135]) -> Node:
+    return self.nodes[self._node(name)]
+
+
+@external
+@view
+def node_page(first: uint256) -> DynArray[Node, PAGE]:
+    """
+    @notice Up to 32 nodes from number `first` (from 1) on.
+    """
+    page: DynArray[Node, PAGE] = []
+    for i: uint256 in range(PAGE):
+        if first + i > self.num_nodes:
+            break
+        page.append(self.nodes[first + i])
+    return page

@@ -1,0 +1,291 @@
+"""The ledger of a network as its nodes use it: sites, nodes, training contracts, rounds and events.
+
+Synchronous; an asyncio caller uses `asyncio.to_thread`. Every rule is in the contracts (docs/protocol.md 4): what they
+refuse comes back as the exception they name. Tasks and taskrunners are in ledger_tasks.py.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from web3.providers.base import BaseProvider
+
+from swarm_hpc.config import LedgerConfig
+from swarm_hpc.errors import ConfigError, LedgerError
+from swarm_hpc.records import (
+    CheckIn,
+    ContractSpec,
+    Event,
+    FinishMode,
+    LedgerStatus,
+    NodeName,
+    NodeRecord,
+    Platform,
+    Round,
+    SiteRecord,
+    TrainingContract,
+)
+from swarm_hpc.sn import views
+from swarm_hpc.sn.chain import Chain
+from swarm_hpc.sn.embedded import EmbeddedProvider
+from swarm_hpc.sn.journal import Journal
+from swarm_hpc.sn.ledger_tasks import TaskLedger
+
+JOURNAL = "ledger.sqlite"
+KEY = "account.key"
+SCHEMA = 1
+BLOCKS_PER_QUERY = 2000
+NO_ACCOUNT = "0x" + "00" * 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Founder:
+    """The site that founds a network: its name, its SN's address and its CA's fingerprint."""
+
+    site: str
+    endpoint: str
+    ca_fingerprint: str
+
+
+class Ledger(TaskLedger):
+    """One network's ledger, used through one account. Safe to use from several threads."""
+
+    def __init__(self, provider: BaseProvider, account: LocalAccount, *, kind: str, found: Founder | None = None):
+        """Attach to the ledger behind the provider; with `found`, deploy what of it is not there yet."""
+        self._chain = Chain(provider, account)
+        self._kind = kind
+        self._counted = (0, 0)
+        registry = self._chain.first_contract()
+        if registry is None:
+            if found is None:
+                raise LedgerError(f"the {kind} ledger is empty, and this SN is not to found a network")
+            views.label(found.site, "site")
+            registry = self._chain.deploy("Registry", found.site, found.endpoint, found.ca_fingerprint)
+        self._chain.attach("Registry", registry)
+        self._attach_others(registry, found)
+
+    def _attach_others(self, registry: str, found: Founder | None) -> None:
+        schema = self._chain.call("Registry", "schema")
+        if schema != SCHEMA:
+            raise LedgerError(f"the ledger has schema {schema}, this program knows {SCHEMA}: update it")
+        training, tasks = self._chain.call("Registry", "training"), self._chain.call("Registry", "tasks")
+        if training == NO_ACCOUNT:
+            # New, or founding was interrupted: what was deployed without being linked is left behind.
+            if found is None:
+                raise LedgerError("the founding of the network was interrupted; start the founding SN again")
+            training, tasks = self._chain.deploy("Training", registry), self._chain.deploy("Tasks", registry)
+            self._chain.send("Registry", "link", training, tasks, what="linking the contracts")
+        self._chain.attach("Training", training)
+        self._chain.attach("Tasks", tasks)
+
+    @classmethod
+    def open(
+        cls, config: LedgerConfig, data_dir: Path, *, found: Founder | None, clock: Callable[[], float] = time.time
+    ) -> Self:
+        """Open the embedded ledger in `data_dir`, or found one there when there is none and `found` says who.
+
+        The same call again reopens it. LedgerError when another process has it open or its journal was altered.
+        """
+        data_dir.mkdir(parents=True, exist_ok=True)
+        path = data_dir / JOURNAL
+        if found is None and not path.exists():
+            raise LedgerError(f"{path}: no such file, and this SN is not to found a network")
+        with_journal = Journal(path, config.chain_id)
+        try:
+            account = load_account(data_dir / KEY)
+            return cls(EmbeddedProvider(with_journal, clock=clock), account, kind=config.kind, found=found)
+        except BaseException:
+            with_journal.close()
+            raise
+
+    @classmethod
+    def read(cls, data_dir: Path) -> Self:
+        """Open an embedded ledger, or a copy of one, for reading, even while its SN runs: the state of this moment."""
+        with Journal(data_dir / JOURNAL, None, read_only=True) as journal:
+            # Nothing is ever signed: any account will do, and the copy needs no key.
+            return cls(EmbeddedProvider(journal, read_only=True), Account.create(), kind="embedded")
+
+    def close(self) -> None:
+        """Release the ledger; a second time has no effect."""
+        self._chain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- the ledger itself ---
+
+    @property
+    def account(self) -> str:
+        """Ethereum address that this SN's sites speak through."""
+        return self._chain.account
+
+    def now(self) -> int:
+        """Ledger time, seconds since 1970: what the next transaction would be stamped with."""
+        return self._chain.now()
+
+    def status(self) -> LedgerStatus:
+        """Height and size of the ledger."""
+        height = self._chain.height()
+        block, transactions = self._counted
+        for number in range(block + 1, height + 1):
+            transactions += self._chain.num_transactions(number)
+        self._counted = (height, transactions)
+        return LedgerStatus(
+            kind=self._kind,
+            chain_id=self._chain.chain_id,
+            height=height,
+            transactions=transactions,
+            blocks=height,
+            genesis=self._chain.block_hash(0),
+        )
+
+    def cursor(self) -> int:
+        """The highest cursor so far: every later event has a higher one."""
+        return (self._chain.height() + 1) * views.LOGS_PER_BLOCK - 1
+
+    def events(self, after: int = 0, *, contract: str | None = None, limit: int = 1000) -> tuple[Event, ...]:
+        """Up to `limit` events with a higher cursor, oldest first; with `contract` only those that concern it."""
+        found: list[Event] = []
+        first, height = max(1, after // views.LOGS_PER_BLOCK), self._chain.height()
+        while first <= height and len(found) < limit:
+            last = min(first + BLOCKS_PER_QUERY - 1, height)
+            found += [one for one in map(views.event, self._chain.logs(first, last, contract)) if one.cursor > after]
+            first = last + 1
+        return tuple(found[:limit])
+
+    # --- sites and nodes ---
+
+    def sites(self) -> tuple[SiteRecord, ...]:
+        """All sites that were ever admitted, in the order of their admission."""
+        return tuple(views.site(one) for one in self._pages("site_page"))
+
+    def vote(self, site: str, account: str, endpoint: str, ca_fingerprint: str, admit: bool) -> None:
+        """Vote, for every site of this account, to admit (or change) or to remove a site; more than half decide."""
+        views.label(site, "site")
+        endpoint = views.text(endpoint, 260, "endpoint")
+        fingerprint = views.text(ca_fingerprint, 95, "ca_fingerprint")
+        what = f"vote to {'admit' if admit else 'remove'} {site}"
+        self._chain.send("Registry", "vote", site, account, endpoint, fingerprint, admit, what=what)
+
+    def register_node(self, name: str, endpoint: str, instance: str) -> NodeRecord:
+        """Make the node active and raise its incarnation, which fences off its earlier processes."""
+        node = _node_name(name)
+        endpoint, instance = views.text(endpoint, 260, "endpoint"), views.text(instance, 64, "instance")
+        arguments = (node.site, str(node.kind), node.name, endpoint, instance)
+        self._chain.send("Registry", "register_node", *arguments, what=f"registering {name}")
+        return self.node(name)
+
+    def set_node_active(self, name: str, active: bool) -> None:
+        """Mark the node away (False) or present; no-op where it is so."""
+        self._chain.send("Registry", "set_node_active", name, active, what=f"marking {name}")
+
+    def node(self, name: str) -> NodeRecord:
+        """The node's record; NotFound."""
+        return views.node(self._chain.call("Registry", "node", name, what=name))
+
+    def nodes(self) -> tuple[NodeRecord, ...]:
+        """All nodes that were ever registered, in the order of their first registration."""
+        return tuple(views.node(one) for one in self._pages("node_page"))
+
+    def _pages(self, function: str) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        while page := self._chain.call("Registry", function, len(found) + 1):
+            found += page
+        return found
+
+    # --- training contracts ---
+
+    def create_contract(self, spec: ContractSpec) -> None:
+        """Create a training contract; no-op when it is there with the same settings, else ContractMismatch."""
+        views.label(spec.name, "contract")
+        what = f"training contract {spec.name}"
+        self._chain.send("Training", "create_contract", views.spec_arguments(spec), what=what)
+
+    def contract(self, name: str) -> TrainingContract:
+        """The training contract; NotFound."""
+        return views.contract(self._chain.call("Training", "contract_view", name, what=f"training contract {name}"))
+
+    def contracts(self) -> tuple[TrainingContract, ...]:
+        """All training contracts, oldest first."""
+        numbers = range(1, self._chain.call("Training", "num_contracts") + 1)
+        return tuple(self.contract(self._chain.call("Training", "contract_name", number)) for number in numbers)
+
+    def join(self, contract: str, node: str, incarnation: int, platform: Platform, model: str) -> None:
+        """Take part, for the first time or again. ContractMismatch, ModelMismatch, TrainingOver, Fenced."""
+        digest = views.hash_bytes(model, "model")
+        what = f"{node} joining {contract}"
+        self._chain.send("Training", "join", contract, node, incarnation, str(platform), digest, what=what)
+
+    def set_away(self, contract: str, node: str) -> None:
+        """Rounds no longer wait for this participant; no-op where it is away."""
+        self._chain.send("Training", "set_away", contract, node, what=f"marking {node} away in {contract}")
+
+    def finish(self, contract: str, node: str, incarnation: int, mode: FinishMode) -> None:
+        """The participant trains no more; no-op where it has finished this way."""
+        number = views.FINISH_MODES.index(FinishMode(mode))
+        self._chain.send("Training", "finish", contract, node, incarnation, number, what=f"{node} finishing {contract}")
+
+    # --- rounds ---
+
+    def check_in(self, contract: str, number: int, incarnation: int, check_in: CheckIn) -> None:
+        """State the hash of a node's parameters; the same again is a no-op. RoundClosed, TrainingOver, Fenced."""
+        entry = views.entry_arguments(check_in)
+        what = f"{check_in.node} checking in to round {number} of {contract}"
+        self._chain.send("Training", "check_in", contract, number, check_in.node, incarnation, entry, what=what)
+
+    def claim(self, contract: str, number: int, node: str, incarnation: int) -> None:
+        """Lead the round, if it can close. NotEnoughPeers, RoundClaimed, RoundClosed, Fenced."""
+        what = f"{node} claiming round {number} of {contract}"
+        self._chain.send("Training", "claim", contract, number, node, incarnation, what=what)
+
+    def publish(self, contract: str, number: int, node: str, incarnation: int, merged: str) -> None:
+        """State the hash of the merged parameters, as the leader. NotLeader, Fenced."""
+        digest = views.hash_bytes(merged, "merged")
+        what = f"{node} publishing round {number} of {contract}"
+        self._chain.send("Training", "publish", contract, number, node, incarnation, digest, what=what)
+
+    def round(self, contract: str, number: int) -> Round:
+        """The round as it is now. The current one may have no check-ins; NotFound for a later one."""
+        view = self._chain.call("Training", "round_view", contract, number, what=f"round {number} of {contract}")
+        return views.round_(contract, view)
+
+    def rounds(self, contract: str, first: int = 1, last: int | None = None) -> tuple[Round, ...]:
+        """Rounds `first` to `last`, at most up to the current one, which may still be empty."""
+        current = self.contract(contract).round
+        return tuple(self.round(contract, number) for number in range(max(1, first), min(last or current, current) + 1))
+
+
+def load_account(path: Path) -> LocalAccount:
+    """The account whose key is in the file (0600); made where there is none. The key never leaves the file."""
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(fd)
+        fresh.rename(path)
+    try:
+        account: LocalAccount = Account.from_key(path.read_text().strip())
+    except (ValueError, OSError) as exc:
+        # `from None`: the cause might quote the key.
+        raise LedgerError(f"{path}: no usable account key ({type(exc).__name__}); restore it from a backup") from None
+    return account
+
+
+def _node_name(text: str) -> NodeName:
+    try:
+        return NodeName.parse(text)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc

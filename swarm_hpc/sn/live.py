@@ -1,0 +1,104 @@
+"""The ledger for many callers on one event loop: reads in threads, writes one at a time, and a wait for what is new.
+
+It keeps no copy of the ledger, only the cursor of each training contract's newest event: waiting costs no reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from swarm_hpc.records import Event
+from swarm_hpc.sn.ledger import Ledger
+
+R = TypeVar("R")
+
+
+class LiveLedger:
+    """A Ledger that async code can ask, change and wait for. Who opened the ledger closes it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._writing = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._base = self._cursor = ledger.cursor()
+        self._newest: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listeners: list[Callable[[Sequence[Event]], Awaitable[None]]] = []
+        self._stopped = False
+
+    @property
+    def cursor(self) -> int:
+        """The newest event's cursor. Take it before a read, and nothing can come between unnoticed."""
+        return self._cursor
+
+    def listen(self, listener: Callable[[Sequence[Event]], Awaitable[None]]) -> None:
+        """Await `listener` with the new events of each write before anybody hears of them. It may read, not write."""
+        self._listeners.append(listener)
+
+    async def read(self, ask: Callable[[Ledger], R]) -> R:
+        """What `ask` answers, called in a thread."""
+        return await asyncio.to_thread(ask, self._ledger)
+
+    async def write(self, act: Callable[[Ledger], R]) -> R:
+        """What `act` answers, called in a thread while no other write runs; then wakes all who wait.
+
+        A write that was started is finished, also when the caller is cancelled.
+        """
+        return await self.complete(self._write(act))
+
+    async def complete(self, steps: Coroutine[Any, Any, R]) -> R:
+        """What `steps` answers; they go on to their end also when the caller is cancelled, because its client left."""
+        task = asyncio.create_task(steps)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    def has_news(self, contract: str | None, after: int) -> bool:
+        """Whether an event beyond that cursor concerns the contract (None: any). Says yes in doubt, after a restart."""
+        newest = self._cursor if contract is None else self._newest.get(contract, self._base)
+        return newest > after
+
+    async def wait(self, contract: str | None, after: int, timeout_s: float) -> bool:
+        """Wait until the contract has news, at most `timeout_s`; whether it has. Returns at once when stopped."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._stopped or self.has_news(contract, after))
+        except TimeoutError:
+            return False
+        return self.has_news(contract, after)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the SN is about to end: nobody should start to wait."""
+        return self._stopped
+
+    async def stop(self) -> None:
+        """End all waits, and let writes that run come to their end. May be called again."""
+        self._stopped = True
+        async with self._changed:
+            self._changed.notify_all()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _write(self, act: Callable[[Ledger], R]) -> R:
+        async with self._writing:
+            try:
+                return await asyncio.to_thread(act, self._ledger)
+            finally:
+                # Also after a refusal: an act of several transactions may have done some of them.
+                await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        events = await asyncio.to_thread(self._ledger.events, self._cursor)
+        if not events:
+            return
+        for event in events:
+            if event.contract:
+                self._newest[event.contract] = event.cursor
+        self._cursor = events[-1].cursor
+        for listener in self._listeners:
+            await listener(events)
+        async with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,140 @@
+"""An SN from start to stop: identity, ledger, API, the watch over leases, and a clean end on SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc.config import SnConfig
+from swarm_hpc.errors import ConfigError, SwarmError
+from swarm_hpc.identity import certs
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.records import Kind
+from swarm_hpc.sn.blobs import ContractBlobs
+from swarm_hpc.sn.ledger import Founder, Ledger
+from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.membership import Membership
+from swarm_hpc.sn.server import SnApi
+from swarm_hpc.transport.server import application, serve
+
+log = logging.getLogger(__name__)
+
+ENDPOINT_FILE: Final = "endpoint.json"
+"""In data_dir, while the SN is ready: its address, site and pid, as JSON."""
+_CHECKS_PER_LEASE: Final = 5
+
+
+def run(config: SnConfig) -> None:
+    """Be a site's SN until SIGTERM or SIGINT. Whatever prevents the start is raised as a SwarmError.
+
+    When it is ready, data_dir/endpoint.json names its address, site and pid; the file goes at the end.
+    """
+    identity = certs.load(config.identity)
+    if identity.name.kind is not Kind.SN:
+        raise ConfigError(
+            f"identity.cert: {config.identity.cert} names {identity.name}, a node of kind {identity.name.kind}; an SN "
+            f"needs a certificate of kind sn: `swarm-hpc certs issue {identity.name.site}/sn/NAME`"
+        )
+    asyncio.run(_run(config, identity))
+
+
+async def _run(config: SnConfig, identity: Identity) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, stop.set)
+    async with start(config, identity) as address:
+        with _endpoint_file(Path(config.data_dir) / ENDPOINT_FILE, address, identity):
+            await stop.wait()
+            log.info("stopping")
+
+
+@asynccontextmanager
+async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
+    """A serving SN as long as the block lasts; yields the address under which other nodes reach it."""
+    started_at = time.monotonic()
+    data_dir = Path(config.data_dir)
+    site = identity.name.site
+    founder = Founder(
+        site=site, endpoint=_address(config, config.port), ca_fingerprint=identity.bundle.fingerprint(site)
+    )
+    with _data_dir(data_dir):
+        ledger = await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
+    try:
+        (data_dir / ENDPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed
+        live = LiveLedger(ledger)
+        membership = Membership(live, lease_s=config.lease_s, endpoint=founder.endpoint, bundle=identity.bundle)
+        await membership.restart()
+        async with ContractBlobs.open(live, data_dir / "blobs", config.transfer) as blobs:
+            app = application()
+            SnApi(name=identity.name, live=live, membership=membership, started_at=started_at).add_routes(app)
+            blobs.add_routes(app)
+            async with serve(app, identity, config.host, config.port) as port, _watch(membership, config.lease_s):
+                try:
+                    address = _address(config, port)
+                    await membership.announce(address)
+                    height = (await live.read(lambda ledger: ledger.status())).height
+                    log.info("ready on %s: site %s, ledger height %d", address, site, height)
+                    yield address
+                finally:
+                    # First the waits, then the server: it would wait for the answers to them.
+                    await live.stop()
+            await live.stop()  # what was asked while the server ended
+    finally:
+        ledger.close()
+
+
+@asynccontextmanager
+async def _watch(membership: Membership, lease_s: float) -> AsyncIterator[None]:
+    """Mark silent nodes away as long as the block lasts."""
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(lease_s / _CHECKS_PER_LEASE)
+            try:
+                await membership.end_expired()
+            except Exception:  # the outermost loop of a daemon
+                log.exception("the leases could not be checked; trying again")
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@contextmanager
+def _endpoint_file(path: Path, address: str, identity: Identity) -> Iterator[None]:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps({"address": address, "site": identity.name.site, "pid": os.getpid()}) + "\n")
+    beside.rename(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _data_dir(path: Path) -> Iterator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as exc:
+        if isinstance(exc, SwarmError):
+            raise
+        raise ConfigError(f"data_dir: {path}: {exc.strerror or exc}") from exc
+
+
+def _address(config: SnConfig, port: int) -> str:
+    """host:port under which other nodes reach this SN."""
+    host, colon, advertised = (config.advertise or config.host).rpartition(":")
+    return f"{host}:{advertised}" if colon else f"{advertised}:{port}"

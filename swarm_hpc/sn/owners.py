@@ -1,0 +1,64 @@
+"""Which training contracts a blob belongs to, and the round it came in: a table that survives kill -9."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+from swarm_hpc.errors import BlobError, DiskFull
+
+
+class Owners:
+    """The table in memory, and in a SQLite file before any change is answered. Thread-safe."""
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, or make it. `close` ends it."""
+        self._lock = threading.Lock()
+        # One connection for all threads: the lock serialises them.
+        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS owners (blob TEXT, contract TEXT, round INTEGER, PRIMARY KEY (blob, contract))"
+        )
+        self._rounds: dict[str, dict[str, int]] = {}
+        for blob, contract, number in self._db.execute("SELECT blob, contract, round FROM owners"):
+            self._rounds.setdefault(blob, {})[contract] = number
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def of(self, blob: str) -> frozenset[str]:
+        """The contracts that the blob belongs to."""
+        return frozenset(self._rounds.get(blob, ()))
+
+    def blobs(self, contract: str, before: int) -> tuple[str, ...]:
+        """Blobs of the contract that last came in in a round lower than `before`."""
+        with self._lock:
+            return tuple(b for b, rounds in self._rounds.items() if rounds.get(contract, before) < before)
+
+    def add(self, blob: str, contract: str, number: int) -> None:
+        """The blob came in (again) for that round of the contract."""
+        with self._lock:
+            self._write("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", blob, contract, number)
+            self._rounds.setdefault(blob, {})[contract] = number
+
+    def remove(self, blob: str, contract: str) -> bool:
+        """The contract has no more use for the blob; whether nobody has."""
+        with self._lock:
+            self._write("DELETE FROM owners WHERE blob = ? AND contract = ?", blob, contract)
+            rounds = self._rounds.get(blob, {})
+            rounds.pop(contract, None)
+            if not rounds:
+                self._rounds.pop(blob, None)
+            return not rounds
+
+    def _write(self, statement: str, *values: str | int) -> None:
+        try:
+            self._db.execute(statement, values)
+        except sqlite3.Error as exc:
+            full = getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            raise (DiskFull if full else BlobError)(f"the owners of the blobs could not be written: {exc}") from exc

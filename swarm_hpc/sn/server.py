@@ -1,0 +1,315 @@
+"""What an SN answers: the rows of docs/protocol.md 2.1, and who may ask for them.
+
+Handlers decode, authorise, call the ledger and encode; what is right is decided by the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+
+from swarm_hpc.errors import ConfigError, ContractMismatch, ModelMismatch, NotAuthorized, NotFound, ProtocolError
+from swarm_hpc.records import (
+    CheckIn,
+    ContractSpec,
+    FinishMode,
+    Kind,
+    NetworkStatus,
+    NodeName,
+    Platform,
+    Progress,
+    Round,
+    TrainingContract,
+    decode,
+    encode,
+)
+from swarm_hpc.sn.client import MAX_WAIT_S
+from swarm_hpc.sn.ledger import Ledger
+from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.membership import Membership
+from swarm_hpc.sn.waits import wait_for_events, wait_for_round
+from swarm_hpc.transport.server import allow, body
+
+T = TypeVar("T")
+
+ACTORS: Final = (Kind.SL, Kind.SWOP)
+READERS: Final = (*ACTORS, Kind.SN, Kind.SWCI, Kind.UI)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnApi:
+    """The handlers of one SN."""
+
+    name: NodeName
+    live: LiveLedger
+    membership: Membership
+    started_at: float
+    """time.monotonic() when the SN started."""
+
+    def add_routes(self, app: web.Application) -> None:
+        """Serve the API."""
+        rounds = "/v1/contracts/{contract}/rounds"
+        app.add_routes(
+            [
+                web.get("/v1/status", self.get_status),
+                web.post("/v1/nodes", self.register),
+                web.get("/v1/nodes", self.get_nodes),
+                web.post("/v1/nodes/heartbeat", self.heartbeat),
+                web.post("/v1/nodes/leave", self.leave),
+                web.post("/v1/contracts", self.create_contract),
+                web.get("/v1/contracts", self.get_contracts),
+                web.get("/v1/contracts/{contract}", self.get_contract),
+                web.post("/v1/contracts/{contract}/join", self.join),
+                web.post("/v1/contracts/{contract}/finish", self.finish),
+                web.get(rounds, self.get_rounds),
+                web.get(rounds + "/{number}", self.get_round),
+                web.post(rounds + "/{number}/check-in", self.check_in),
+                web.post(rounds + "/{number}/claim", self.claim),
+                web.post(rounds + "/{number}/publish", self.publish),
+                web.get("/v1/events", self.get_events),
+            ]
+        )
+
+    async def get_status(self, request: web.Request) -> web.Response:
+        """The whole network."""
+        allow(request, *READERS)
+
+        def ask(ledger: Ledger) -> NetworkStatus:
+            return NetworkStatus(
+                site=self.name.site,
+                node=str(self.name),
+                version=version("swarm-hpc"),
+                uptime_s=time.monotonic() - self.started_at,
+                ledger=ledger.status(),
+                sites=ledger.sites(),
+                nodes=tuple(map(self.membership.status, ledger.nodes())),
+                contracts=ledger.contracts(),
+            )
+
+        return _json(await self.live.read(ask))
+
+    # nodes
+
+    async def register(self, request: web.Request) -> web.Response:
+        """A new incarnation of a node."""
+        said = await body(request)
+        name = _acting(request, said, "name")
+        record = await self.membership.register(name, _take(said, "endpoint", str), _take(said, "instance", str))
+        return web.json_response({"node": encode(record), "lease_s": self.membership.lease_s})
+
+    async def get_nodes(self, request: web.Request) -> web.Response:
+        """All nodes."""
+        allow(request, *READERS)
+        nodes = await self.live.read(lambda ledger: ledger.nodes())
+        return _json(tuple(map(self.membership.status, nodes)))
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """Renews the lease."""
+        said = await body(request)
+        name = str(_acting(request, said, "name"))
+        await self.membership.heartbeat(name, _take(said, "incarnation", int), _take(said, "progress", Progress))
+        return web.json_response({"lease_s": self.membership.lease_s})
+
+    async def leave(self, request: web.Request) -> web.Response:
+        """Ends the lease."""
+        said = await body(request)
+        await self.membership.leave(str(_acting(request, said, "name")), _take(said, "incarnation", int))
+        return web.json_response({})
+
+    # training contracts
+
+    async def create_contract(self, request: web.Request) -> web.Response:
+        """Creates it, or compares with the one that is there."""
+        allow(request, *ACTORS)
+        spec = _take(await body(request), "spec", ContractSpec)
+
+        def act(ledger: Ledger) -> TrainingContract:
+            try:
+                check_same(spec, ledger.contract(spec.name).spec)
+            except NotFound:
+                ledger.create_contract(spec)
+            return ledger.contract(spec.name)
+
+        return _json(await self.live.write(act))
+
+    async def get_contracts(self, request: web.Request) -> web.Response:
+        """All contracts."""
+        allow(request, *READERS)
+        return _json(await self.live.read(lambda ledger: ledger.contracts()))
+
+    async def get_contract(self, request: web.Request) -> web.Response:
+        """One contract."""
+        allow(request, *READERS)
+        name = request.match_info["contract"]
+        return _json(await self.live.read(lambda ledger: ledger.contract(name)))
+
+    async def join(self, request: web.Request) -> web.Response:
+        """Makes the node a participant."""
+        name = request.match_info["contract"]
+        said = await body(request)
+        node, incarnation = await self._act(request, said)
+        platform, model = _take(said, "platform", Platform), _take(said, "model", str)
+
+        def act(ledger: Ledger) -> TrainingContract:
+            try:
+                ledger.join(name, node, incarnation, platform, model)
+            except (ContractMismatch, ModelMismatch):
+                there = ledger.contract(name).spec  # the ledger says that they differ; say how
+                check_same(replace(there, platform=platform, model=model), there)
+                raise
+            return ledger.contract(name)
+
+        return _json(await self.live.write(act))
+
+    async def finish(self, request: web.Request) -> web.Response:
+        """The node trains no more."""
+        name = request.match_info["contract"]
+        said = await body(request)
+        node, incarnation = await self._act(request, said)
+        mode = _take(said, "mode", FinishMode)
+
+        def act(ledger: Ledger) -> TrainingContract:
+            ledger.finish(name, node, incarnation, mode)
+            return ledger.contract(name)
+
+        return _json(await self.live.write(act))
+
+    # rounds
+
+    async def check_in(self, request: web.Request) -> web.Response:
+        """The node's parameters for the round are these."""
+        said = await body(request)
+        check_in = _take(said, "check_in", CheckIn)
+        node, incarnation = await self._act(request, said | {"node": check_in.node})
+        assert node == check_in.node
+        return await self._change_round(
+            request, lambda ledger, name, number: ledger.check_in(name, number, incarnation, check_in)
+        )
+
+    async def claim(self, request: web.Request) -> web.Response:
+        """The node wants to lead the round."""
+        node, incarnation = await self._act(request, await body(request))
+        return await self._change_round(
+            request, lambda ledger, name, number: ledger.claim(name, number, node, incarnation)
+        )
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """The leader has merged."""
+        said = await body(request)
+        node, incarnation = await self._act(request, said)
+        merged = _take(said, "merged", str)
+        return await self._change_round(
+            request, lambda ledger, name, number: ledger.publish(name, number, node, incarnation, merged)
+        )
+
+    async def get_rounds(self, request: web.Request) -> web.Response:
+        """Rounds from first to last."""
+        allow(request, *READERS)
+        name = request.match_info["contract"]
+        first = _number(request, "first", 1)
+        last = _number(request, "last", 0) or None
+        return _json(await self.live.read(lambda ledger: ledger.rounds(name, first, last)))
+
+    async def get_round(self, request: web.Request) -> web.Response:
+        """One round, now or when it has changed."""
+        allow(request, *READERS)
+        name, number = _round(request)
+        after, wait_s = _number(request, "after", 0), _wait_s(request)
+        return _json(await wait_for_round(self.live, name, number, after=after, wait_s=wait_s))
+
+    async def get_events(self, request: web.Request) -> web.Response:
+        """Events, now or when there are any."""
+        allow(request, *READERS)
+        contract = request.query.get("contract")
+        after, wait_s = _number(request, "after", 0), _wait_s(request)
+        return _json(await wait_for_events(self.live, contract, after=after, wait_s=wait_s))
+
+    async def _act(self, request: web.Request, said: dict[str, Any]) -> tuple[str, int]:
+        """The node that the request acts for, which is alive by that, and its incarnation."""
+        node, incarnation = str(_acting(request, said, "node")), _take(said, "incarnation", int)
+        await self.membership.act(node, incarnation)
+        return node, incarnation
+
+    async def _change_round(self, request: web.Request, change: Callable[[Ledger, str, int], object]) -> web.Response:
+        name, number = _round(request)
+
+        def act(ledger: Ledger) -> Round:
+            change(ledger, name, number)
+            return ledger.round(name, number)
+
+        return _json(await self.live.write(act))
+
+
+def check_same(asked: ContractSpec, there: ContractSpec) -> None:
+    """Refuse settings other than those the contract was created with; says which, and both values."""
+    differences = [
+        f"{key} is {getattr(there, key)} there and {getattr(asked, key)} here"
+        for key in (field.name for field in fields(ContractSpec))
+        if key != "model" and getattr(there, key) != getattr(asked, key)
+    ]
+    if differences:
+        raise ContractMismatch(
+            f"training contract {there.name} exists with other settings: {'; '.join(differences)}. "
+            "Use those, or another contract name"
+        )
+    if asked.model != there.model:
+        raise ModelMismatch(
+            f"training contract {there.name} exists for another model: its layout is {there.model[:12]}..., "
+            f"this one's {asked.model[:12]}.... Names, shapes and dtypes of all tensors must be the same"
+        )
+
+
+def _acting(request: web.Request, said: dict[str, Any], key: str) -> NodeName:
+    """The node that the peer acts for: one of the peer's own site."""
+    peer = allow(request, *ACTORS)
+    try:
+        node = NodeName.parse(_take(said, key, str))
+    except ValueError as exc:
+        raise ConfigError(f"{key}: {exc}") from exc
+    if node.site != peer.site:
+        raise NotAuthorized(f"{peer} may act for nodes of site {peer.site} only, not for {node}")
+    return node
+
+
+def _take(said: dict[str, Any], key: str, cls: type[T]) -> T:
+    if key not in said:
+        raise ProtocolError(f"the request has no field {key!r}")
+    try:
+        return decode(cls, said[key])
+    except ProtocolError as exc:
+        raise ProtocolError(f"{key}: {exc}") from exc
+
+
+def _round(request: web.Request) -> tuple[str, int]:
+    return request.match_info["contract"], _whole(request.match_info["number"], "the round's number")
+
+
+def _number(request: web.Request, key: str, default: int) -> int:
+    return _whole(request.query.get(key, str(default)), key)
+
+
+def _whole(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ProtocolError(f"{what}: {text!r} is not a whole number")
+    return int(text)
+
+
+def _wait_s(request: web.Request) -> float:
+    text = request.query.get("wait_s", "0")
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = math.nan
+    if not wait_s >= 0:
+        raise ProtocolError(f"wait_s: {text!r} is not a number of seconds")
+    return min(wait_s, MAX_WAIT_S)
+
+
+def _json(record: object) -> web.Response:
+    return web.json_response(encode(record))

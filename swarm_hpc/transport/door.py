@@ -1,0 +1,119 @@
+"""One accepted connection until its TLS handshake is over: refused and logged once, or handed to the HTTP protocol.
+
+The server accepts in plain TCP and starts TLS itself, so that it knows the address of whom it refuses, and each
+connection is secured with the newest certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.identity.handshake import refusal
+from swarm_hpc.records import NodeName
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S: Final = 15.0
+"""How long a peer has for its handshake; a lost one must not hold a connection for ever."""
+
+
+class Doorkeeper:
+    """Makes a Door for each connection, and ends those that are still in their handshake when the server stops."""
+
+    def __init__(self, identity: Identity, indoors: Callable[[], asyncio.Protocol]) -> None:
+        self.identity = identity
+        self.indoors = indoors
+        """Makes the protocol that takes over after the handshake."""
+        self._entering: set[asyncio.Task[None]] = set()
+
+    def __call__(self) -> asyncio.Protocol:
+        """A Door: this is the protocol factory of the listening socket."""
+        return Door(self)
+
+    def let_in(self, door: Door, transport: asyncio.Transport) -> None:
+        """Start the handshake of one connection."""
+        task = asyncio.get_running_loop().create_task(door.enter(transport))
+        self._entering.add(task)
+        task.add_done_callback(self._entering.discard)
+
+    async def close(self) -> None:
+        """End all handshakes that are under way."""
+        entering = tuple(self._entering)
+        for task in entering:
+            task.cancel()
+        await asyncio.gather(*entering, return_exceptions=True)
+
+
+class Door(asyncio.Protocol):
+    """Holds back what a peer sends between its handshake and the moment the HTTP protocol is ready."""
+
+    def __init__(self, keeper: Doorkeeper) -> None:
+        self._keeper = keeper
+        self._early = bytearray()
+        self._entering = False
+        self._left = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake: nothing is read before."""
+        assert isinstance(transport, asyncio.Transport)
+        self._keeper.let_in(self, transport)
+        transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """The first request may arrive together with the end of the handshake."""
+        self._early += data
+
+    def eof_received(self) -> bool:
+        """The peer left before it was let in."""
+        self._left = True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As eof_received, for a connection that broke."""
+        self._left = True
+
+    async def enter(self, transport: asyncio.Transport) -> None:
+        """Shake hands, then put the HTTP protocol in this one's place."""
+        address = _address(transport)
+        context = self._keeper.identity.server_context(_anyone)
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except OSError as exc:  # SSLError is one
+            _log_failure(address, context.refused or refusal(exc), exc)
+            return
+        if self._left or secured is None or secured.is_closing():
+            if secured is not None:
+                secured.close()
+            return
+        protocol = self._keeper.indoors()
+        secured.set_protocol(protocol)
+        protocol.connection_made(secured)
+        if self._early:
+            protocol.data_received(bytes(self._early))
+
+
+def _anyone(name: NodeName) -> None:
+    """Any node of any site in the bundle may connect: what it may ask for is the handlers' business."""
+
+
+def _address(transport: asyncio.Transport) -> str:
+    address = transport.get_extra_info("peername")
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "an unknown address"
+
+
+def _log_failure(address: str, error: Exception | None, exc: OSError) -> None:
+    if error is not None:
+        log.warning("refused %s: %s: %s", address, type(error).__name__, error)
+    elif isinstance(exc, ConnectionAbortedError):
+        log.warning("refused %s: no TLS handshake within %g s", address, HANDSHAKE_TIMEOUT_S)
+    elif isinstance(exc, ConnectionError):
+        # A port check, or a client that does not accept our own certificate: it says why in its own log.
+        log.info("%s closed the connection during the TLS handshake", address)
+    else:
+        log.warning("refused %s: no TLS handshake: %s", address, exc)

@@ -1,0 +1,156 @@
+"""The blob protocol's server side (protocol.md 2.2), the same in SN and in SL's file server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from aiohttp import StreamReader, web
+
+from swarm_hpc.errors import ConfigError, ProtocolError
+from swarm_hpc.records import NodeName
+from swarm_hpc.transport.server import body, peer
+from swarm_hpc.transport.store import BLOCK_BYTES, BlobStore, blob_name
+
+log = logging.getLogger(__name__)
+
+_RANGE: Final = re.compile(r"bytes=(\d{1,18})-")
+
+MayRead = Callable[[NodeName, str], None]
+MayWrite = Callable[[NodeName, str, str], Awaitable[None]]
+
+
+def add_blob_routes(
+    app: web.Application,
+    store: BlobStore,
+    *,
+    may_read: MayRead,
+    may_write: MayWrite | None,
+    shared_dir: Path | None = None,
+) -> None:
+    """Serve the store's blobs; take new ones unless `may_write` is None; adopt from `shared_dir` where there is one.
+
+    may_read(peer, blob) and may_write(peer, contract, blob) raise NotAuthorized or NotFound. may_write is asked before
+    a byte of the blob is read.
+    """
+    app.router.add_get("/v1/blobs/{blob}", _Reader(store, may_read).get)
+    if may_write is not None:
+        taker = _Taker(store, may_write, shared_dir)
+        app.router.add_put("/v1/blobs/{blob}", taker.put)
+        app.router.add_post("/v1/blobs/{blob}/adopt", taker.adopt)
+
+
+class _Reader:
+    def __init__(self, store: BlobStore, may_read: MayRead) -> None:
+        self._store, self._may_read = store, may_read
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """GET and HEAD. Not aiohttp's FileResponse: over TLS it copies each block many times on its way."""
+        blob = blob_name(request.match_info["blob"])
+        self._may_read(peer(request), blob)
+        with self._store.path(blob).open("rb", buffering=0) as file:
+            return await _send(request, file)
+
+
+class _Taker:
+    def __init__(self, store: BlobStore, may_write: MayWrite, shared_dir: Path | None) -> None:
+        self._store, self._may_write, self._shared_dir = store, may_write, shared_dir
+
+    async def put(self, request: web.Request) -> web.StreamResponse:
+        blob = blob_name(request.match_info["blob"])
+        await self._may_write(peer(request), _contract(request.query.get("contract")), blob)
+        if request.content_length is None:
+            raise ProtocolError(f"PUT {request.path}: needs a Content-Length")
+        if self._store.has(blob):
+            await _discard(request.content)
+            return web.json_response({}, status=200)
+        await _receive(request.content, self._store, blob, request.content_length)
+        return web.json_response({}, status=201)
+
+    async def adopt(self, request: web.Request) -> web.StreamResponse:
+        blob = blob_name(request.match_info["blob"])
+        await self._may_write(peer(request), _contract((await body(request)).get("contract")), blob)
+        if self._shared_dir is None:
+            raise ConfigError("this node has no shared_dir: put the blob instead")
+        known = self._store.has(blob)
+        await asyncio.to_thread(self._store.adopt, self._shared_dir / blob, blob)
+        return web.json_response({}, status=200 if known else 201)
+
+
+async def _send(request: web.Request, file: FileIO) -> web.StreamResponse:
+    size_bytes = os.fstat(file.fileno()).st_size
+    start = _first_byte(request, size_bytes)
+    response = web.StreamResponse(status=206 if start else 200, headers={"Accept-Ranges": "bytes"})
+    response.content_type = "application/octet-stream"
+    response.content_length = size_bytes - start
+    if start:
+        response.headers["Content-Range"] = f"bytes {start}-{size_bytes - 1}/{size_bytes}"
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    for offset in range(start, size_bytes, BLOCK_BYTES):
+        # A new block each time: asyncio may still hold the last one. A view, because asyncio cuts off what TLS has
+        # taken, record by record, which would copy the rest of bytes each time.
+        block = await asyncio.to_thread(_read, file, offset, min(BLOCK_BYTES, size_bytes - offset))
+        await response.write(memoryview(block))
+    return response
+
+
+def _read(file: FileIO, offset: int, count: int) -> bytes:
+    try:
+        block = os.pread(file.fileno(), count, offset)
+    except OSError as exc:
+        block, reason = b"", str(exc)
+    else:
+        reason = "the file is shorter than it was"
+    if len(block) != count:
+        log.error("%s at byte %d: %s", file.name, offset, reason)
+        # The answer is half way out: all that can be done is to cut it, and a ConnectionError does.
+        raise ConnectionAbortedError(reason)
+    return block
+
+
+def _first_byte(request: web.Request, size_bytes: int) -> int:
+    """Where to start. Ranges other than `bytes=a-` are answered with the whole blob, as RFC 9110 allows."""
+    found = _RANGE.fullmatch(request.headers.get("Range", ""))
+    start = int(found[1]) if found else 0
+    if start and start >= size_bytes:
+        raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{size_bytes}"})
+    return start
+
+
+def _contract(text: object) -> str:
+    if not isinstance(text, str) or not text:
+        raise ProtocolError("the request does not say which contract the blob belongs to")
+    return text
+
+
+async def _receive(content: StreamReader, store: BlobStore, blob: str, size_bytes: int) -> None:
+    with store.writer(blob, size_bytes) as writer:
+        async for block in _blocks(content):
+            await asyncio.to_thread(writer.write, block)
+        await asyncio.to_thread(writer.commit)
+
+
+async def _blocks(content: StreamReader) -> AsyncIterator[bytearray]:
+    """What arrives, in blocks of about 1 MiB: a thread hop for each small piece would cost more than the piece."""
+    block = bytearray()
+    async for piece in content.iter_any():
+        block += piece
+        if len(block) >= BLOCK_BYTES:
+            yield block
+            block = bytearray()
+    if block:
+        yield block
+
+
+async def _discard(content: StreamReader) -> None:
+    """Read to the end, so that the client can send it all and then reads our answer on the same connection."""
+    async for _ in content.iter_any():
+        pass

@@ -1,0 +1,126 @@
+"""HTTP/1.1 over mutual TLS: an application whose errors are problem+json, who asks, and a server's life."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aiohttp import web
+
+from swarm_hpc.errors import ConfigError, NotAuthorized, PortInUse, ProtocolError, SwarmError
+from swarm_hpc.identity.certs import Identity, peer_name
+from swarm_hpc.records import Kind, NodeName
+from swarm_hpc.transport.door import Doorkeeper
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY_BYTES: Final = 16 << 20
+"""Largest JSON body; blobs are streamed and have no limit here."""
+_STOP_GRACE_S: Final = 2.0
+"""How long requests under way may still take once the server stops; long-polls are cut, and asked again."""
+_READ_BUFFER_BYTES: Final = 1 << 20
+
+
+def application(*, max_body_bytes: int = MAX_BODY_BYTES) -> web.Application:
+    """An application that answers every SwarmError as problem+json under its own name, anything else as 500."""
+    return web.Application(middlewares=[_problems], client_max_size=max_body_bytes)
+
+
+def peer(request: web.Request) -> NodeName:
+    """Who asks: the name that was checked in the handshake."""
+    tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    if tls is None:
+        raise NotAuthorized("the connection is closed, or has no TLS")
+    return peer_name(tls)
+
+
+def allow(request: web.Request, *kinds: Kind) -> NodeName:
+    """The peer, if it is of one of these kinds; else NotAuthorized."""
+    name = peer(request)
+    if name.kind not in kinds:
+        raise NotAuthorized(f"{name} may not {request.method} {request.path}: that is for {', '.join(kinds)}")
+    return name
+
+
+async def body(request: web.Request) -> dict[str, Any]:
+    """The request's JSON object, {} for an empty body; ProtocolError if it is anything else."""
+    text = await request.read()
+    if not text:
+        return {}
+    try:
+        values = json.loads(text)
+    except ValueError as exc:
+        raise ProtocolError(f"{request.method} {request.path}: the body is no JSON: {exc}") from exc
+    if not isinstance(values, dict):
+        raise ProtocolError(f"{request.method} {request.path}: the body is no JSON object")
+    return values
+
+
+@asynccontextmanager
+async def serve(app: web.Application, identity: Identity, host: str, port: int) -> AsyncIterator[int]:
+    """Serve until the block ends; yields the port (a free one for 0). PortInUse, or ConfigError for a foreign host.
+
+    Any node of any site in the trust bundle may connect; handlers authorise (`allow`).
+    """
+    runner = web.AppRunner(
+        app, handle_signals=False, access_log=None, shutdown_timeout=_STOP_GRACE_S, read_bufsize=_READ_BUFFER_BYTES
+    )
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        keeper = Doorkeeper(identity, runner.server)
+        server = await _listen(keeper, host, port)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            await keeper.close()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(keeper: Doorkeeper, host: str, port: int) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(keeper, host, port)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} belongs to another process: stop it, or choose another port"
+            ) from exc
+        raise ConfigError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except SwarmError as exc:
+        return _problem(type(exc).__name__, exc.http_status, str(exc))
+    except web.HTTPException as exc:  # aiohttp's own: no such route, body too large
+        if exc.status < 400:
+            raise
+        return _problem(ProtocolError.__name__, exc.status, f"{request.method} {request.path}: {exc.reason}")
+    except ConnectionError:
+        raise  # the peer went away: aiohttp ends the connection without a word
+    except Exception:  # a daemon outlives a bug in one handler
+        log.exception("%s %s of %s failed", request.method, request.path, _who(request))
+        return _problem(SwarmError.__name__, 500, "internal error: see the log of the node that was asked")
+
+
+def _who(request: web.Request) -> str:
+    try:
+        return str(peer(request))
+    except NotAuthorized:
+        return f"{request.remote}, which is gone"
+
+
+def _problem(title: str, status: int, detail: str) -> web.Response:
+    values = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return web.json_response(values, status=status, content_type="application/problem+json")

@@ -1,0 +1,115 @@
+"""Certificates for tests: real sites with their own CAs, real files, and forgeries of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from swarm_hpc.config import IdentityConfig
+from swarm_hpc.identity import ca, certs
+from swarm_hpc.identity.bundle import TrustBundle
+from swarm_hpc.records import NodeName
+
+TRUST_DOMAIN = "swarm.test"
+
+
+class Sites:
+    """Sites alpha and beta, each with a CA, in one trust bundle; gamma has a CA too, but is in no bundle."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cas = {site: ca.create_ca(site, TRUST_DOMAIN, folder / site) for site in ("alpha", "beta", "gamma")}
+        self.bundle_file = folder / "bundle.json"
+        ca.write_bundle({site: self.cas[site] for site in ("alpha", "beta")}, TRUST_DOMAIN, self.bundle_file)
+
+    def config(self, name: str, *, dns: Sequence[str] = (), bundle: Path | None = None) -> IdentityConfig:
+        """Files of a node as `swarm-hpc certs` makes them."""
+        node = NodeName.parse(name)
+        cert, key = ca.issue(self.folder / node.site, node, self.folder / "nodes" / node.site, dns=dns)
+        return IdentityConfig(cert=str(cert), key=str(key), bundle=str(bundle or self.bundle_file))
+
+    def identity(self, name: str, *, bundle: Path | None = None) -> certs.Identity:
+        return certs.load(self.config(name, bundle=bundle))
+
+    def bundle_of(self, *sites: str) -> Path:
+        """A trust bundle of these sites only."""
+        out = self.folder / f"bundle-{'-'.join(sites)}.json"
+        ca.write_bundle({site: self.cas[site] for site in sites}, TRUST_DOMAIN, out)
+        return out
+
+    def forged(
+        self,
+        signer: str,
+        *,
+        uris: Sequence[str] = (),
+        dns: Sequence[str] = (),
+        days: tuple[float, float] = (-1, 30),
+        like_hpe: bool = False,
+        bundle: Path | None = None,
+    ) -> IdentityConfig:
+        """A certificate that `swarm-hpc certs` would not make, really signed by that site's CA."""
+        ca_cert = x509.load_pem_x509_certificate((self.folder / signer / "ca.pem").read_bytes())
+        ca_key = load_pem_private_key((self.folder / signer / "ca-key.pem").read_bytes(), None)
+        assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "forged")]))
+            .issuer_name(ca_cert.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + timedelta(days=days[0]))
+            .not_valid_after(now + timedelta(days=days[1]))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        )
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris] + [x509.DNSName(one) for one in dns]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if like_hpe:  # gen-cert sets keyCertSign although CA is FALSE
+            usage = x509.KeyUsage(
+                digital_signature=True,
+                key_encipherment=True,
+                key_cert_sign=True,
+                content_commitment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
+            )
+            builder = builder.add_extension(usage, critical=False)
+        number = len(list(self.folder.glob("forged-*.pem")))
+        cert_file, key_file = self.folder / f"forged-{number}-cert.pem", self.folder / f"forged-{number}-key.pem"
+        cert_file.write_bytes(builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM))
+        key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        key_file.chmod(0o600)
+        return IdentityConfig(cert=str(cert_file), key=str(key_file), bundle=str(bundle or self.bundle_file))
+
+    def unchecked(self, config: IdentityConfig, name: str) -> certs.Identity:
+        """An identity without the checks of `certs.load`: an attacker, or a node whose bundle differs, has none."""
+        bundle = TrustBundle.load(Path(config.bundle))
+        pem = Path(config.key).read_bytes() + Path(config.cert).read_bytes()
+        pair = certs.ContextPair(pem, bundle, strict=config.strict_x509)
+        return certs.Identity(NodeName.parse(name), bundle, datetime.now(UTC), pair)
+
+    @staticmethod
+    def lenient(config: IdentityConfig) -> IdentityConfig:
+        return replace(config, strict_x509=False)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Sites:
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    return Sites(folder)

@@ -1,0 +1,134 @@
+"""How parameters travel: the shared folder of `gateway`, and what a node keeps, shows and deletes with `direct`."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from swarm_hpc.config import SnConfig, TransferConfig, TransferMode
+from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
+from swarm_hpc.identity import certs
+from swarm_hpc.records import NodeName
+from swarm_hpc.sl.exchange import GatewayExchange
+from swarm_hpc.sl.server import Readers, advertised
+from swarm_hpc.sn import node as sn_node
+from swarm_hpc.transport.blobs import BlobStore
+
+direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirect=True)
+gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
+
+
+@gateway_only
+async def test_blobs_go_through_the_shared_folder_where_there_is_one(tmp_path, identities, swarm):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    transfer = TransferConfig(min_free_mib=0, keep_rounds=0, shared_dir=str(shared))
+    config = SnConfig(port=0, data_dir=str(tmp_path / "sn2"), identity=identities["sn"], transfer=transfer)
+    async with sn_node.start(config, certs.load(config.identity)) as swarm.sn:
+        swarm.tweak = lambda settings: replace(settings, transfer=replace(settings.transfer, shared_dir=str(shared)))
+        async with swarm.node("alpha"), swarm.node("beta"):
+            alpha, beta = swarm.program("alpha"), swarm.program("beta")
+            await alpha.open(1.0)
+            await beta.open(3.0)
+            await asyncio.gather(alpha.sync(), beta.sync())
+            assert alpha.weight == pytest.approx([2.0] * 5)
+        assert list(shared.iterdir()) == []
+
+
+async def test_a_shared_folder_that_is_not_there_is_a_settings_error(tmp_path):
+    exchange = GatewayExchange(None, tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"transfer\.shared_dir.*none"):
+        await exchange.offer("ab", memoryview(b"data"), "digits")
+
+
+@direct_only
+async def test_blobs_of_old_rounds_are_deleted(swarm):
+    swarm.tweak = lambda settings: replace(settings, transfer=replace(settings.transfer, keep_rounds=1))
+    async with swarm.node("alpha"), swarm.node("beta"):
+        alpha, beta = swarm.program("alpha"), swarm.program("beta")
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        for _ in range(4):
+            await asyncio.gather(alpha.sync(add=1.0), beta.sync())
+        async with swarm.client() as sn:
+            [last] = await sn.rounds("digits", 4, 4)
+        kept = set(BlobStore(swarm.folder / "alpha" / "blobs").blobs())
+        mine = {check_in.blob for check_in in last.check_ins if check_in.node.startswith("alpha/")}
+        assert kept >= mine | {last.merged}
+        assert len(kept) == 2
+
+
+@direct_only
+async def test_the_merged_parameters_come_from_others_when_the_leader_has_lost_them(swarm):
+    async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
+        alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        await asyncio.gather(alpha.sync(), beta.sync())
+        async with swarm.client() as sn:
+            [first] = await sn.rounds("digits", 1, 1)
+        BlobStore(swarm.folder / NodeName.parse(first.leader).site / "blobs").delete(first.merged)
+        assert (await gamma.open()).resume
+        assert gamma.weight == pytest.approx([2.0] * 5)
+
+
+@direct_only
+async def test_the_merged_parameters_are_merged_anew_when_nobody_has_them(swarm):
+    async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
+        alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        await asyncio.gather(alpha.sync(), beta.sync())
+        async with swarm.client() as sn:
+            [first] = await sn.rounds("digits", 1, 1)
+        for site in ("alpha", "beta"):
+            BlobStore(swarm.folder / site / "blobs").delete(first.merged)
+        assert (await gamma.open()).resume
+        assert gamma.weight == pytest.approx([2.0] * 5)
+
+
+@direct_only
+async def test_a_node_starts_from_its_own_parameters_when_no_others_can_be_had(swarm, caplog):
+    async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
+        alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        await asyncio.gather(alpha.sync(), beta.sync())
+        for site in ("alpha", "beta"):
+            store = BlobStore(swarm.folder / site / "blobs")
+            for blob in store.blobs():
+                store.delete(blob)
+        assert not (await gamma.open(5.0)).resume
+        assert gamma.weight == pytest.approx([5.0] * 5)
+        assert "starting from the program's own parameters" in caplog.text
+
+
+async def test_only_sites_of_the_contract_may_read_and_only_its_blobs():
+    readers = Readers()
+    readers.sites, readers.blobs = frozenset({"alpha"}), {"mine"}
+    readers.may_read(NodeName.parse("alpha/sl/sl"), "mine")
+    readers.may_read(NodeName.parse("beta/sn/sn"), "mine")
+    for stranger in ("beta/sl/sl", "alpha/ui/ui"):
+        with pytest.raises(NotAuthorized):
+            readers.may_read(NodeName.parse(stranger), "mine")
+    with pytest.raises(BlobNotFound):
+        readers.may_read(NodeName.parse("alpha/sl/sl"), "other")
+
+
+async def test_a_site_that_has_just_joined_is_looked_up():
+    readers = Readers()
+
+    async def ask():
+        return frozenset({"gamma"})
+
+    readers.ask_sites = ask
+    await readers.expect("gamma")
+    assert readers.sites == {"gamma"}
+
+
+@pytest.mark.parametrize(
+    ("advertise", "endpoint"),
+    [("", "127.0.0.1:7"), ("sl.example", "sl.example:7"), ("sl.example:443", "sl.example:443"), ("[::1]", "[::1]:7")],
+)
+def test_peers_are_told_an_address_with_a_port(advertise, endpoint):
+    assert advertised(TransferConfig(mode=TransferMode.DIRECT, advertise=advertise), 7) == endpoint

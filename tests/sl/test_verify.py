@@ -1,0 +1,101 @@
+"""Replay of rounds: what fits, what was changed, what was not kept."""
+
+import numpy as np
+import pytest
+
+from swarm_hpc.errors import BlobNotFound
+from swarm_hpc.kernels.arena import Arena
+from swarm_hpc.kernels.plan import TensorSpec, place
+from swarm_hpc.records import CheckIn, MergeMethod, Round, RoundState
+from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.sl.verify import verify_rounds
+from swarm_hpc.transport.blobs import hash_bytes
+
+LAYOUT = place([TensorSpec("weight", "F32", (4,))])
+
+
+class Kept(dict):
+    """Blobs by hash."""
+
+    def add(self, data):
+        name = hash_bytes(data)
+        self[name] = bytearray(data)
+        return name
+
+    def read(self, blob):
+        if blob not in self:
+            raise BlobNotFound(f"blob {blob} was not kept")
+        return self[blob]
+
+
+def blob(value):
+    with Arena.create(LAYOUT) as arena:
+        arena.array("weight")[:] = np.float32(value)
+        return bytes(arena.buffer)
+
+
+@pytest.fixture
+def kept():
+    return Kept()
+
+
+def published(kept, number, *values, state=RoundState.PUBLISHED):
+    check_ins = tuple(CheckIn(node=f"s{i}/sl/sl", blob=kept.add(blob(v)), weight=1) for i, v in enumerate(values))
+    out = bytearray(LAYOUT.size_bytes)
+    merge_blobs(LAYOUT, MergeMethod.MEAN, check_ins, kept, memoryview(out))
+    return Round(
+        contract="digits",
+        number=number,
+        state=state,
+        check_ins=check_ins,
+        num_active=len(values),
+        min_peers=1,
+        closable=False,
+        closes_in_s=None,
+        leader="s0/sl/sl",
+        leader_due_in_s=None,
+        replaceable=False,
+        merged=kept.add(out),
+        published_at=1,
+    )
+
+
+def verify(kept, *rounds):
+    return verify_rounds(rounds, lambda: LAYOUT.header, kept.read, MergeMethod.MEAN)
+
+
+def test_rounds_that_fit_are_counted_and_unpublished_ones_left_out(kept):
+    first, second = published(kept, 1, 1.0, 2.0), published(kept, 2, 3.0, 5.0)
+    report = verify(kept, first, second, published(kept, 3, 7.0, state=RoundState.OPEN))
+    assert (report.rounds_checked, report.mismatches, report.skipped) == (2, (), ())
+
+
+@pytest.mark.parametrize("place_of_change", [-1, 0, len(LAYOUT.header) + 1])
+def test_one_changed_byte_of_a_check_in_names_round_and_node(kept, place_of_change):
+    first, second = published(kept, 1, 1.0, 2.0), published(kept, 2, 3.0, 5.0)
+    kept[second.check_ins[1].blob][place_of_change] ^= 1
+    [mismatch] = verify(kept, first, second).mismatches
+    assert (mismatch.round, mismatch.node) == (2, "s1/sl/sl") and "was changed" in str(mismatch)
+
+
+def test_one_changed_byte_of_a_result_names_the_round(kept):
+    first = published(kept, 1, 1.0, 2.0)
+    kept[first.merged][-1] ^= 1
+    [mismatch] = verify(kept, first).mismatches
+    assert mismatch.round == 1 and "was changed" in mismatch.reason
+
+
+def test_a_leader_that_published_something_else_is_named(kept):
+    first, other = published(kept, 1, 1.0, 2.0), published(kept, 1, 1.0, 9.0)
+    forged = Round(**{name: getattr(first, name) for name in Round.__slots__} | {"merged": other.merged})
+    [mismatch] = verify(kept, forged).mismatches
+    assert mismatch.node == "s0/sl/sl" and first.merged in mismatch.reason
+
+
+def test_a_round_whose_blobs_are_gone_is_skipped_with_the_reason(kept):
+    first, second = published(kept, 1, 1.0, 2.0), published(kept, 2, 3.0, 5.0)
+    del kept[first.check_ins[0].blob]
+    report = verify(kept, first, second)
+    assert (report.rounds_checked, report.mismatches) == (1, ())
+    [skipped] = report.skipped
+    assert skipped.round == 1 and "not kept" in skipped.reason

@@ -1,0 +1,121 @@
+"""kill -9 at any place: the others finish, or wait and say so; who comes back rejoins at the current round."""
+
+import signal
+import time
+
+import pytest
+
+from swarm_hpc.local import processes
+from swarm_hpc.local.swarm import fetch_rounds
+from swarm_hpc.records import RoundState
+from tests.system.conftest import CONTRACT, Network, sites_of, until
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
+EVERYBODY = {"alpha", "beta", "gamma"}
+
+
+def stop_a_leader(network: Network) -> tuple[str, int]:
+    """SIGSTOP an SL between its claim and its publication; (site, round)."""
+    cursor, deadline = network.events(0, 0.0)[0], time.monotonic() + 90
+    while time.monotonic() < deadline:
+        cursor, events = network.events(cursor, 10.0)
+        for event in events:
+            if event.name != "Claimed":
+                continue
+            site = str(event.facts["node"]).partition("/")[0]
+            network.swarm.kill(site, signal.SIGSTOP)
+            number = int(event.facts["round"])
+            now = next(r for r in fetch_rounds(network.swarm.client(), CONTRACT) if r.number == number)
+            if now.state is RoundState.CLAIMED:
+                return site, number
+            network.swarm.kill(site, signal.SIGCONT)  # it was quicker than we are
+    raise AssertionError("no leader could be caught before it had published")
+
+
+def rejoin(network: Network, site: str, number: int) -> None:
+    """Restart the site's SL; it takes part in a round after `number`, in which all do."""
+    network.start_sl(site, env={"SIZE": "1000000"})
+    network.await_round(number + 1, with_sites=EVERYBODY)
+
+
+def test_a_killed_leader_is_replaced_and_rejoins(network):
+    net = network()
+    net.start(SIZE="1000000")
+    net.await_round(1, with_sites=EVERYBODY)
+    site, number = stop_a_leader(net)
+    net.swarm.kill(site, signal.SIGKILL)
+    others = EVERYBODY - {site}
+
+    after = net.await_round(number)
+    assert after.number == number
+    assert after.leader.partition("/")[0] in others
+    net.await_round(number + 1, with_sites=others)
+    rejoin(net, site, number)
+    net.finish()
+
+
+def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
+    net = network(lease_s=30.0)
+    net.start(SIZE="1000000")
+    site, number = stop_a_leader(net)
+    after = net.await_round(number)
+    assert after.leader.partition("/")[0] != site
+    net.swarm.kill(site, signal.SIGCONT)
+    net.await_round(number + 1, with_sites=EVERYBODY)
+    net.finish()
+
+
+def test_the_others_go_on_without_a_killed_node_which_rejoins(network):
+    net = network()
+    net.start(SIZE="1000000")
+    number = net.await_round(1, with_sites=EVERYBODY).number
+    net.swarm.kill("beta", signal.SIGKILL)
+    number = net.await_round(number + 1, with_sites={"alpha", "gamma"}).number
+    rejoin(net, "beta", number)
+    net.finish()
+
+
+def test_a_killed_program_ends_its_node_and_can_be_started_again(network):
+    net = network()
+    net.start(SIZE="1000000")
+    net.await_round(1, with_sites=EVERYBODY)
+    net.ml_process("gamma").kill()
+    gamma = net.swarm.processes["gamma"]
+    until(lambda: gamma.code is not None, "gamma's SL to end")
+    assert gamma.code == 1
+    assert "SIGKILL" in gamma.log.read_text()
+    number = net.await_round(2, with_sites={"alpha", "beta"}).number
+    rejoin(net, "gamma", number)
+    net.finish()
+
+
+def test_training_survives_a_killed_sn_that_comes_back_after_ten_seconds(network):
+    net = network()
+    net.start()
+    before = net.await_round(2)
+    net.swarm.kill("sn", signal.SIGKILL)
+    processes.stop([net.swarm.processes["sn"]], grace_s=0)
+    time.sleep(10)  # what is tested: a network without its SN for that long
+    net.swarm.start_sn()
+    assert net.rounds()[before.number - 1].merged == before.merged
+    net.await_round(before.number + 3, with_sites=EVERYBODY)
+    net.finish()
+
+
+def test_below_min_peers_the_rest_waits_and_says_so(network):
+    net = network("alpha beta", min_peers=2)
+    net.start()
+    net.await_round(1)
+    net.swarm.kill("beta", signal.SIGKILL)
+
+    def waiting():
+        alpha = net.node("alpha")
+        return alpha is not None and "min_peers 2" in alpha.progress.waiting
+
+    until(waiting, "alpha to say that it waits for peers")
+    number = len(net.rounds())
+    assert net.swarm.processes["alpha"].code is None
+    net.start_sl("beta")
+    after = net.await_round(number + 1)
+    assert sites_of(after) == {"alpha", "beta"}
+    net.finish()

@@ -1,0 +1,224 @@
+"""Words on the command line: settings, help, errors in one line, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swarm_hpc import cli
+from swarm_hpc.config import LocalConfig, SlConfig, SnConfig, TransferMode
+from swarm_hpc.errors import ConfigError
+from swarm_hpc.records import MergeMethod
+
+IDENTITY = ["identity.cert=c.pem", "identity.key=k.pem", "identity.bundle=b.json"]
+SL = [*IDENTITY, "name=alpha/sl/sl-1", "sn=localhost:30304", "program.command=[python,train.py]"]
+
+
+@pytest.fixture
+def own_groups(tmp_path):
+    """A user's own folder with an experiment in it."""
+    folder = tmp_path / "own conf"
+    (folder / "experiment").mkdir(parents=True)
+    text = "name: mine\nmetric: accuracy\nplatform: keras\nprepare: [prepare]\ntrain: [train]\nenv:\n  EPOCHS: 3\n"
+    (folder / "experiment" / "mine.yaml").write_text(text)
+    return str(folder)
+
+
+def run(capsys, *words):
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_every_command_has_help_with_an_example_and_its_settings(capsys):
+    for name, command in cli.COMMANDS.items():
+        code, out, _ = run(capsys, name, "--help")
+        assert code == 0
+        assert command.example in out
+        if command.settings:
+            assert str(cli.CONF / f"{command.settings}.yaml") in out
+    assert "quorum_wait_s: 30" in run(capsys, "sl", "--help")[1]
+    assert "merge=coordmedian|geomedian|mean" in run(capsys, "sl", "--help")[1]
+
+
+def test_the_overview_names_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_the_defaults_in_yaml_are_those_of_the_dataclasses():
+    sn = cli.load(SnConfig, "sn", IDENTITY)
+    assert sn == SnConfig(identity=sn.identity)
+    sl = cli.load(SlConfig, "sl", [*SL, "state_dir=x"])
+    assert sl == SlConfig(name=sl.name, sn=sl.sn, state_dir="x", identity=sl.identity, program=sl.program)
+    assert sl.program.command == ["python", "train.py"]
+
+
+def test_groups_and_single_settings_can_be_overridden(own_groups):
+    words = ["experiment=mine", "merge=geomedian", "transfer=direct", "transfer.port=0", "sites=3", "seed=7"]
+    words += ["round.quorum_wait_s=5", "experiment.env.EPOCHS=9"]
+    config = cli.load(LocalConfig, "local", words, own_groups)
+    assert config.merge.method is MergeMethod.GEOMEDIAN
+    assert config.transfer.mode is TransferMode.DIRECT
+    assert (config.transfer.port, config.sites, config.seed, config.round.quorum_wait_s) == (0, 3, 7, 5)
+    assert config.experiment.env == {"EPOCHS": "9"}
+
+
+def test_a_local_swarm_waits_for_all_sites_and_keeps_every_blob(own_groups):
+    config = cli.load(LocalConfig, "local", ["experiment=mine", "sites=3"], own_groups)
+    assert config.round.min_peers == 3
+    assert config.round.contract == "mine"
+    assert config.transfer.keep_rounds == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["portt=1"], ["portt", "did you mean port?"]),
+        (["merge=mean"], ["merge: swarm-hpc sn has no such setting"]),
+        (["ledger=embeded"], ["ledger=embeded: no such choice", "did you mean embedded?"]),
+        (["port=high", *IDENTITY], ["port:", "'high'"]),
+        (["port=70000", *IDENTITY], ["port: 70000 is not a port number"]),
+        (["lease_s=0", *IDENTITY], ["lease_s: 0", "greater than 0"]),
+        (["transfer.keep_round=1"], ["transfer.keep_round", "did you mean transfer.keep_rounds?"]),
+        (["data_dir=[x"], ["data_dir=[x"]),
+        (["data_dir=${nope}", *IDENTITY], ["data_dir", "nope"]),
+        (["+shoe=3", *IDENTITY], ["shoe"]),
+        (["port"], ["'port' is not a setting: write KEY=VALUE"]),
+        ([], ["identity.cert: no value"]),
+        (["--config-dir", "/nowhere"], ["--config-dir: /nowhere is not a folder"]),
+        (["--log-level", "LOUD"], ["--log-level", "LOUD"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line_with_exit_code_2(capsys, words, expected):
+    code, out, err = run(capsys, "sn", *words)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("swarm-hpc: ")
+    assert all(text in err for text in expected)
+
+
+def test_a_key_is_found_by_its_last_part_alone(own_groups):
+    with pytest.raises(ConfigError, match=r"did you mean round\.quorum_wait_s"):
+        cli.load(LocalConfig, "local", ["experiment=mine", "qorum_wait_s=3"], own_groups)
+
+
+def test_a_new_environment_variable_is_added_with_a_plus(own_groups):
+    with pytest.raises(ConfigError, match=r"\+experiment\.env\.LR=0\.1"):
+        cli.load(LocalConfig, "local", ["experiment=mine", "experiment.env.LR=0.1"], own_groups)
+    config = cli.load(LocalConfig, "local", ["experiment=mine", "+experiment.env.LR=0.1"], own_groups)
+    assert config.experiment.env["LR"] == "0.1"
+
+
+def test_an_unknown_experiment_lists_those_that_there_are(own_groups):
+    with pytest.raises(ConfigError, match="did you mean mine"):
+        cli.load(LocalConfig, "local", ["experiment=min"], own_groups)
+
+
+def test_broken_yaml_of_the_user_is_one_line(capsys, own_groups):
+    (Path(own_groups) / "experiment" / "mine.yaml").write_text("name: [mine\n")
+    code, _, err = run(capsys, "local", "experiment=mine", "--config-dir", own_groups)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "mine.yaml" in err
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+    code, _, err = run(capsys, "statsu")
+    assert code == 2
+    assert "did you mean status?" in err
+
+
+def test_the_traceback_is_shown_with_debug_only(capsys):
+    assert "Traceback" not in run(capsys, "sn", "portt=1")[2]
+    assert "Traceback" in run(capsys, "sn", "portt=1", "--debug")[2]
+
+
+def test_our_own_bug_is_one_line_and_exit_code_1(capsys, monkeypatch):
+    def fails(options):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setitem(cli.COMMANDS, "broken", cli.Command(about="", example="", arguments=lambda p: None, run=fails))
+    code, _, err = run(capsys, "broken")
+    assert code == 1
+    assert err == "swarm-hpc: RuntimeError: no such luck (a bug; run again with --debug for the traceback)\n"
+
+
+def test_ctrl_c_is_exit_code_130(capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    command = cli.Command(about="", example="", arguments=lambda p: None, run=interrupted)
+    monkeypatch.setitem(cli.COMMANDS, "slow", command)
+    assert run(capsys, "slow") == (130, "", "swarm-hpc: interrupted\n")
+
+
+def test_missing_certificates_are_refused_with_exit_code_3(capsys, tmp_path):
+    words = [word.replace("=", f"={tmp_path}/") for word in IDENTITY]
+    code, _, err = run(capsys, "sn", *words)
+    assert code == 3
+    assert f"{tmp_path}/" in err
+    assert err.count("\n") == 1
+
+
+def test_certs_makes_a_network_that_fits_together(capsys, tmp_path):
+    for site in ("alpha", "beta"):
+        ca = ["certs", "ca", site, "--trust-domain", "swarm.test", "--out", str(tmp_path / site)]
+        assert run(capsys, *ca)[0] == 0
+    code, out, _ = run(
+        capsys, "certs", "issue", "alpha/sn/sn", "--ca", str(tmp_path / "alpha"), "--days", "7", "--json"
+    )
+    assert code == 0
+    made = json.loads(out)
+    bundle = tmp_path / "bundle.json"
+    sites = [f"{site}={tmp_path / site / 'ca.pem'}" for site in ("alpha", "beta")]
+    assert run(capsys, "certs", "bundle", *sites, "--trust-domain", "swarm.test", "--out", str(bundle))[0] == 0
+
+    assert "spiffe://swarm.test/alpha/sn/sn" in run(capsys, "certs", "show", made["cert"])[1]
+    shown = json.loads(run(capsys, "certs", "show", str(bundle), "--json")[1])
+    assert [row["site"] for row in shown["certificates"]] == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["ca", "alpha"], 2, "--trust-domain"),
+        (["issue", "alpha"], 2, "site/kind/name"),
+        (["issue", "alpha/sn/sn"], 2, "--ca"),
+        (["issue", "alpha/sn/sn", "--ca", "nowhere"], 3, "nowhere"),
+        (["bundle", "alpha", "--out", "x", "--trust-domain", "t"], 2, "SITE=CA.pem"),
+        (["show", "nowhere.pem"], 3, "nowhere.pem"),
+        (["ca", "alpha", "beta", "--trust-domain", "t"], 2, "beta"),
+        (["forge", "alpha"], 2, "forge"),
+    ],
+)
+def test_certs_says_what_is_missing(capsys, tmp_path, monkeypatch, words, code, expected):
+    monkeypatch.chdir(tmp_path)
+    got, _, err = run(capsys, "certs", *words)
+    assert got == code
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_verify_and_status_say_what_they_need(capsys, tmp_path):
+    assert "RUN_DIR" in run(capsys, "verify")[2]
+    code, _, err = run(capsys, "verify", str(tmp_path))
+    assert (code, "not the folder of a run" in err) == (2, True)
+    code, _, err = run(capsys, "status", str(tmp_path))
+    assert (code, "not the folder of a run" in err) == (2, True)
+    assert run(capsys, "status", "a", "b")[0] == 2
+
+
+def test_help_needs_nothing_heavy():
+    program = (
+        "import sys; from swarm_hpc import cli; code = cli.main(['sn', '--help']);"
+        "heavy = {'hydra', 'web3', 'aiohttp', 'rich', 'torch', 'numpy', 'pydantic'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
