@@ -16,15 +16,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from swarm_hpc import __version__, logs
 from swarm_hpc.errors import ConfigError, SwarmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent / "conf"
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 INTERRUPTED = 130
+PIPE_WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,8 +300,6 @@ def _local(options: argparse.Namespace) -> int:
     from swarm_hpc.config import LocalConfig
 
     config = load(LocalConfig, "local", options.words, options.config_dir)
-    from rich.console import Console
-
     from swarm_hpc.local import experiment, results
 
     logs.start("local", options.log_level)
@@ -306,13 +308,11 @@ def _local(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary.as_json()))
     else:
-        results.show(summary, Console())
+        results.show(summary, _console())
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from swarm_hpc.config import ClientConfig
     from swarm_hpc.local import swarm, tables
     from swarm_hpc.local.folder import RunFolder
@@ -329,13 +329,11 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(encode(status)))
     else:
-        tables.show_status(status, Console())
+        tables.show_status(status, _console())
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from swarm_hpc.config import ClientConfig
     from swarm_hpc.local import tables, verification
 
@@ -353,8 +351,15 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report.as_json()))
     else:
-        tables.show_verification(report, Console())
+        tables.show_verification(report, _console())
     return 1 if report.mismatches else 0
+
+
+def _console() -> Console:
+    """Where results for people go; a pipe has no width, so nothing is cut short there."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
 
 
 def _no_settings(words: Sequence[str], target: str) -> None:
@@ -431,14 +436,12 @@ def _certs_bundle(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _certs_show(options: argparse.Namespace) -> dict[str, Any]:
-    from rich.console import Console
-
     from swarm_hpc.identity import ca
     from swarm_hpc.local import tables
 
     rows = ca.describe(Path(options.words[0]))
     if not options.json:
-        tables.show_certificates(rows, Console())
+        tables.show_certificates(rows, _console())
     return {"certificates": [asdict(row) for row in rows]}
 
 

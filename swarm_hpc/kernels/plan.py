@@ -40,8 +40,8 @@ WIDTHS: Final[Mapping[str, int]] = {
 
 ALIGNMENT: Final = 64
 """The data starts on a multiple of this: a cache line, and the widest vector register."""
-MAX_HEADER_BYTES: Final = 16 << 20
-"""Longest header, padding included: some 100 000 tensors."""
+MAX_HEADER_BYTES: Final = 8 << 20
+"""Longest header, padding included: some 60 000 tensors."""
 MAX_NAME_CHARS: Final = 512
 MAX_DIMENSIONS: Final = 64
 MAX_DATA_BYTES: Final = 1 << 48
@@ -50,7 +50,7 @@ _PREFIX_BYTES: Final = 8
 _METADATA: Final = "__metadata__"
 _VERSION: Final = ("swarm_hpc", "1")
 _ALIAS: Final = "alias:"
-_NO_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^][{}]', re.DOTALL)
+_NO_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[^][{}"]++', re.DOTALL)
 _BRACKETS: Final = re.compile(rb"\{(?:\{(?:\[\])*+\})*+\}")
 """What is left of a header's JSON without strings, numbers and separators: {{[][]}{[][]}...{}}."""
 

@@ -84,7 +84,9 @@ def show_verification(found: Verification, console: Console) -> None:
     if table.row_count:
         console.print(table)
     skipped = f", {len(found.skipped)} skipped (blobs not kept)" if found.skipped else ""
-    console.print(f"{found.rounds_checked} rounds checked, {found.mismatches} mismatches{skipped}", highlight=False)
+    plural = "" if found.mismatches == 1 else "es"
+    text = f"{found.rounds_checked} rounds checked, {found.mismatches} mismatch{plural}{skipped}"
+    console.print(text, highlight=False)
 
 
 def _table(title: str, *columns: str) -> Table:

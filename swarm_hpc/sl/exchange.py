@@ -46,7 +46,7 @@ class Exchange(Protocol):
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """Get a blob, verified, from any of the nodes `holders`, into a buffer of its size.
 
-        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it. BlobCorrupt: it is no such blob.
+        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it.
         """
 
     async def settle(self, round_: Round, merged: memoryview) -> None:

@@ -86,6 +86,8 @@ class Synced:
     """The contract is completed: stop training."""
     late: bool
     """The round had closed before this node checked in, so its own parameters are not part of it."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What the round cost this SL node: wall-clock seconds by phase (laps.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

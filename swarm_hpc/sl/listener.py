@@ -168,10 +168,16 @@ def listen(state_dir: Path) -> Iterator[Listener]:
         try:
             listening.bind(str(path))
             listening.listen()
-            yield Listener(listening, path)
+            inode = path.stat().st_ino
+            try:
+                yield Listener(listening, path)
+            finally:
+                # a newer process of this node may have put its own socket there
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_ino == inode:
+                        path.unlink()
         finally:
             listening.close()
-            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from swarm_hpc.kernels.plan import ReadableBuffer
 from swarm_hpc.records import CheckIn, Round, TrainingContract
 from swarm_hpc.sl import round as rounds
 from swarm_hpc.sl.exchange import Exchange
+from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.merge import merge
 from swarm_hpc.sn.client import RoundView, SnClient
@@ -60,6 +61,7 @@ class Participant:
     ) -> None:
         self.reason = ""
         """What the node waits for, as a sentence."""
+        self.laps = Laps()
         self._sn = sn
         self._member = member
         self._exchange = exchange
@@ -77,7 +79,8 @@ class Participant:
         """
         if mine is not None:
             self.reason = f"{self._spec.name} round {number}: handing over the parameters"
-            await self._exchange.offer(mine.check_in.blob, mine.data, self._spec.name)
+            with self.laps.lap(Phase.OFFER):
+                await self._exchange.offer(mine.check_in.blob, mine.data, self._spec.name)
         deadline = time.monotonic() + max_wait_s
         view = await self._sn.round(self._spec.name, number)
         while True:
@@ -94,7 +97,8 @@ class Participant:
             if time.monotonic() >= deadline:
                 raise TimedOut(f"{self.reason}; gave up after {max_wait_s:.0f} s (round.max_wait_s)")
             wait_s = max(0.0, min(wait_s, deadline - time.monotonic()))
-            view = await self._sn.round(self._spec.name, number, after=view.cursor, wait_s=wait_s)
+            with self.laps.lap(Phase.WAIT):
+                view = await self._sn.round(self._spec.name, number, after=view.cursor, wait_s=wait_s)
 
     async def take_newest(self, contract: TrainingContract) -> Round | None:
         """Load the newest merged parameters into the arena; their round, or None where no round has a result.
@@ -121,9 +125,11 @@ class Participant:
             if isinstance(action, rounds.CheckIn):
                 assert mine is not None
                 check_in = mine.check_in
-                await self._member.call(lambda i: self._sn.check_in(name, number, i, check_in))
+                with self.laps.lap(Phase.LEDGER):
+                    await self._member.call(lambda i: self._sn.check_in(name, number, i, check_in))
             elif isinstance(action, rounds.Claim):
-                await self._member.call(lambda i: self._sn.claim(name, number, self._member.name, i))
+                with self.laps.lap(Phase.LEDGER):
+                    await self._member.call(lambda i: self._sn.claim(name, number, self._member.name, i))
             else:
                 await self._lead(view.round, mine)
         except RoundError as exc:
@@ -139,18 +145,22 @@ class Participant:
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
         self.reason = f"{round_.contract} round {round_.number}: merging {len(round_.check_ins)} peers' parameters"
         merged = await self._merge(round_, mine)
-        await self._exchange.offer(merged, self._spare.buffer, round_.contract)
-        await self._member.call(
-            lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
-        )
+        with self.laps.lap(Phase.OFFER):
+            await self._exchange.offer(merged, self._spare.buffer, round_.contract)
+        with self.laps.lap(Phase.LEDGER):
+            await self._member.call(
+                lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
+            )
 
     async def _merge(self, round_: Round, mine: Contribution | None) -> str:
         """Merge a round's check-ins into the spare; the hash."""
-        blobs = await self._fetch_all(round_.check_ins, mine)
+        with self.laps.lap(Phase.FETCH):
+            blobs = await self._fetch_all(round_.check_ins, mine)
         self._spare.blob = ""
-        self._spare.blob = await merge(
-            self._arena.layout, self._spec.merge_method, round_.check_ins, blobs, self._spare.buffer
-        )
+        with self.laps.lap(Phase.MERGE):
+            self._spare.blob = await merge(
+                self._arena.layout, self._spec.merge_method, round_.check_ins, blobs, self._spare.buffer
+            )
         return self._spare.blob
 
     async def _fetch_all(self, check_ins: Sequence[CheckIn], mine: Contribution | None) -> dict[str, ReadableBuffer]:
@@ -190,14 +200,16 @@ class Participant:
         header = self._arena.layout.header
         if self._spare.buffer[: len(header)] != header:
             raise ModelMismatch(f"{round_.leader} published parameters of another model in round {round_.number}")
-        await asyncio.to_thread(_copy, self._spare.buffer, self._arena.buffer)
+        with self.laps.lap(Phase.LOAD):
+            await asyncio.to_thread(_copy, self._spare.buffer, self._arena.buffer)
 
     async def _fetch_merged(self, round_: Round, mine: Contribution | None) -> None:
         """Fill the spare: from the leader, from another participant, or by merging anew."""
         others = [c.node for c in round_.check_ins if c.node not in (round_.leader, self._member.name)]
         self._spare.blob = ""
         try:
-            await self._exchange.fetch(round_.merged, [round_.leader, *others], self._spare.buffer)
+            with self.laps.lap(Phase.FETCH):
+                await self._exchange.fetch(round_.merged, [round_.leader, *others], self._spare.buffer)
             self._spare.blob = round_.merged
             return
         except BlobError as exc:

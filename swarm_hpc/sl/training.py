@@ -15,6 +15,7 @@ from swarm_hpc.records import CheckIn, ContractState, FinishMode, Resources, Tra
 from swarm_hpc.sl.contract import join
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.frames import Finished, Synced, SyncRequest
+from swarm_hpc.sl.laps import Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.participant import NOT_NOW, Contribution, Participant
 from swarm_hpc.sl.round import LOOK_AGAIN_S, why_standing
@@ -90,6 +91,7 @@ class Training:
         if self.contract.state is ContractState.COMPLETED:
             return await self._training_over()
         self._part.arena.check_header()
+        self._participant.laps.take()
         mine = await self._contribute(self._part.arena.buffer, self._used())
         outcome = await self._participant.take_part(self._next, mine, max_wait_s=self._part.rules.max_wait_s)
         self.contract = outcome.contract
@@ -101,6 +103,7 @@ class Training:
             num_peers=outcome.num_peers,
             training_over=outcome.contract.state is ContractState.COMPLETED,
             late=outcome.late,
+            seconds=self._participant.laps.take(),
         )
 
     async def finish(self, mode: FinishMode) -> Finished:
@@ -148,9 +151,11 @@ class Training:
         )
 
     async def _contribute(self, data: memoryview, resources: Resources) -> Contribution:
+        with self._participant.laps.lap(Phase.HASH):
+            blob = await asyncio.to_thread(hash_bytes, data)
         check_in = CheckIn(
             node=self._member.name,
-            blob=await asyncio.to_thread(hash_bytes, data),
+            blob=blob,
             weight=self._part.weight,
             loss=self._last.loss,
             metric=self._last.metric,

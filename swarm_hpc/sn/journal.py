@@ -106,7 +106,8 @@ class Journal:
             "CREATE TABLE IF NOT EXISTS tx "
             "(number INTEGER PRIMARY KEY, at INTEGER NOT NULL, raw BLOB NOT NULL, hash BLOB NOT NULL)"
         )
-        if chain_id is not None and self._db.execute("SELECT count(*) FROM meta").fetchone() == (0,):
+        new = self._db.execute("SELECT (SELECT count(*) FROM meta) + (SELECT count(*) FROM tx)").fetchone() == (0,)
+        if new and chain_id is not None:
             self._db.execute("INSERT INTO meta VALUES (?, ?)", (FORMAT, chain_id))
         self._db.execute("COMMIT")
 

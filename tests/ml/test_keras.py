@@ -1,5 +1,7 @@
 """The Keras callback in a real `fit`."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -10,18 +12,20 @@ from swarm_hpc.ml.settings import check
 from swarm_hpc.records import Platform, Progress
 from swarm_hpc.sl.frames import FinishRequest, OpenRequest, SyncRequest
 
-# importing TensorFlow takes seconds
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
-
-keras = pytest.importorskip("keras")
-
-from swarm_hpc.ml.keras import KerasModel, SwarmCallback  # noqa: E402  # only where there is Keras
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.float32)
 
 
-def build():
+@pytest.fixture(scope="module")
+def ml():
+    """swarm_hpc.ml.keras, imported only where these tests run: TensorFlow takes seconds."""
+    pytest.importorskip("keras")
+    return importlib.import_module("swarm_hpc.ml.keras")
+
+
+def build(keras):
     keras.utils.set_random_seed(0)
     shared = keras.layers.Dense(4, name="shared")
     model = keras.Sequential(
@@ -41,11 +45,11 @@ def fit(model, swarm, **options):
     return model.fit(X, Y, **{"batch_size": 16, "epochs": 2, "verbose": 0, "callbacks": [swarm]} | options)
 
 
-def test_every_weight_travels_in_layer_order_and_comes_back():
-    model, other = build(), build()
-    fit(model, keras.callbacks.Callback())
+def test_every_weight_travels_in_layer_order_and_comes_back(ml):
+    model, other = build(ml.keras), build(ml.keras)
+    fit(model, ml.keras.callbacks.Callback())
     settings = check({"sync_frequency": 1})
-    tensors, aliases = KerasModel(model, settings).describe()
+    tensors, aliases = ml.KerasModel(model, settings).describe()
     assert aliases == {}
     assert [(spec.name.split("/")[-2:], spec.dtype) for spec in tensors] == [
         (["shared", "kernel"], "F32"),
@@ -58,10 +62,10 @@ def test_every_weight_travels_in_layer_order_and_comes_back():
         (["out", "bias"], "F64"),
     ]
     with Arena.create(place(tensors)) as arena:
-        KerasModel(model, settings).write(arena)
+        ml.KerasModel(model, settings).write(arena)
         names = [spec.name for spec in tensors]
         arrays = {name: arena.array(name).copy() for name in names}
-        with_names = KerasModel(other, settings)
+        with_names = ml.KerasModel(other, settings)
         other_names = [spec.name for spec in with_names.describe()[0]]
         renamed = place(with_names.describe()[0])
     with Arena.create(renamed) as arena:
@@ -73,13 +77,13 @@ def test_every_weight_travels_in_layer_order_and_comes_back():
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_fit_merges_reports_and_ends_with_the_final_model(sl):
+def test_fit_merges_reports_and_ends_with_the_final_model(ml, sl):
     def merge(arena):
         arena.array(sl.asked(OpenRequest)[0].tensors[-1].name)[:] = sl.num_rounds
 
     sl.merge = merge
-    model = build()
-    fit(model, SwarmCallback(sync_frequency=3, total_epochs=2))
+    model = build(ml.keras)
+    fit(model, ml.SwarmCallback(sync_frequency=3, total_epochs=2))
     assert sl.asked(OpenRequest)[0].platform is Platform.KERAS
     assert [request.batch for request in sl.asked(SyncRequest)] == [0, 3, 6]
     assert len(sl.asked(FinishRequest)) == 1
@@ -89,62 +93,62 @@ def test_fit_merges_reports_and_ends_with_the_final_model(sl):
     assert 0 <= last.metric <= 1
 
 
-def test_several_steps_per_execution_are_counted(sl):
-    model = build()
+def test_several_steps_per_execution_are_counted(ml, sl):
+    model = build(ml.keras)
     model.compile(optimizer="sgd", loss="binary_crossentropy", steps_per_execution=2)
-    fit(model, SwarmCallback(sync_frequency=4))
+    fit(model, ml.SwarmCallback(sync_frequency=4))
     assert [request.batch for request in sl.asked(SyncRequest)] == [0, 4, 8]
 
 
-def test_when_the_swarm_is_done_so_is_fit(sl):
+def test_when_the_swarm_is_done_so_is_fit(ml, sl):
     sl.over_at = 2
-    swarm = SwarmCallback(sync_frequency=1)
-    history = fit(build(), swarm, epochs=50)
+    swarm = ml.SwarmCallback(sync_frequency=1)
+    history = fit(build(ml.keras), swarm, epochs=50)
     assert swarm.training_over
     assert len(history.epoch) == 1
     assert len(sl.asked(SyncRequest)) == 2
 
 
-def test_adaptive_sync_judges_merged_models_and_keeps_the_epochs_own_metrics(sl):
+def test_adaptive_sync_judges_merged_models_and_keeps_the_epochs_own_metrics(ml, sl):
     def worsen(arena):
         arena.array(sl.asked(OpenRequest)[0].tensors[-1].name)[:] = 2.0**sl.num_rounds
 
     sl.merge = worsen
     seen = []
-    swarm = SwarmCallback(
+    swarm = ml.SwarmCallback(
         sync_frequency=4, use_adaptive_sync=True, ads_val_data=(X, Y), ads_val_batch_size=32, total_epochs=2
     )
 
-    class Counts(keras.callbacks.Callback):
+    class Counts(ml.keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             seen.append(float(self.model.metrics[0].count.numpy()))
 
-    fit(build(), swarm, callbacks=[swarm, Counts()])
+    fit(build(ml.keras), swarm, callbacks=[swarm, Counts()])
     batches = [request.batch for request in sl.asked(SyncRequest)]
     assert batches[:3] == [0, 4, 6]
     assert all(isinstance(request.loss, float) for request in sl.asked(SyncRequest)[1:])
     assert seen == [16, 32, 48, 64] * 2, "examples that the epoch's loss is the mean of"
 
 
-def test_loopback_trains_alone(loopback):
-    history = fit(build(), SwarmCallback(sync_frequency=1))
+def test_loopback_trains_alone(ml, loopback):
+    history = fit(build(ml.keras), ml.SwarmCallback(sync_frequency=1))
     assert len(history.epoch) == 2
 
 
-def test_a_model_without_weights_is_told_to_be_built():
+def test_a_model_without_weights_is_told_to_be_built(ml):
     with pytest.raises(ConfigError, match="build it first"):
-        KerasModel(keras.Sequential([keras.layers.Dense(1)]), check({"sync_frequency": 1})).describe()
+        ml.KerasModel(ml.keras.Sequential([ml.keras.layers.Dense(1)]), check({"sync_frequency": 1})).describe()
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [({}, "sync_frequency is missing"), ({"sync_frequency": 1, "ads_val_data": (X,)}, "ads_val_data: a tuple of 1")],
 )
-def test_wrong_arguments_are_named_also_in_loopback(loopback, arguments, text):
+def test_wrong_arguments_are_named_also_in_loopback(ml, loopback, arguments, text):
     with pytest.raises(ConfigError, match=text):
-        SwarmCallback(**arguments)
+        ml.SwarmCallback(**arguments)
 
 
-def test_a_hook_before_the_begin_is_named(sl):
+def test_a_hook_before_the_begin_is_named(ml, sl):
     with pytest.raises(ConfigError, match="on_train_begin was not called yet"):
-        SwarmCallback(sync_frequency=1).on_epoch_end(0)
+        ml.SwarmCallback(sync_frequency=1).on_epoch_end(0)

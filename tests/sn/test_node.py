@@ -72,6 +72,7 @@ def client(consortium, name: str, address: object) -> SnClient:
     return SnClient(consortium.identity(name), str(address), connection=ConnectionConfig(connect_timeout_s=60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_says_where_it_is_and_ends_cleanly_on_a_signal(consortium, sn_config, start_process, signal_number):
     process = start_process(sn_config)

@@ -56,7 +56,7 @@ def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path
     assert (report["details"][0]["contract"], report["details"][0]["round"]) == ("digits", 3)
     table = swarm_hpc("verify", str(run_dir))
     assert table.returncode == 1
-    assert "1 mismatches" in table.stdout
+    assert "1 mismatch" in table.stdout
 
 
 def test_every_site_gains_from_the_swarm_on_thyroid_patients(tmp_path):

@@ -322,9 +322,9 @@ def outcome(call: Callable[[Ledger], object], ledger: Ledger) -> tuple[str | Non
 @pytest.mark.parametrize(
     ("kinds", "examples", "steps"),
     [
-        (["embedded"], 12, 25),
-        pytest.param(["embedded"], 100, 50, marks=pytest.mark.slow),
-        pytest.param(["embedded", "py-evm"], 12, 25, marks=pytest.mark.slow),
+        (["embedded"], 10, 25),
+        pytest.param(["embedded"], 40, 30, marks=pytest.mark.slow),
+        pytest.param(["embedded", "py-evm"], 6, 20, marks=pytest.mark.slow),
     ],
 )
 def test_random_calls_are_granted_and_refused_as_the_protocol_says(new_network, kinds, examples, steps):

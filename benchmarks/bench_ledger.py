@@ -1,0 +1,188 @@
+"""What the ledger costs: the embedded one beside eth-tester (py-evm), in the same run on the same calls.
+
+    python benchmarks/bench_ledger.py [--json] [--rounds 30] [--no-save]
+
+Prints a table (or JSON) and writes benchmarks/results/ledger.json with the machine and the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from eth_account import Account
+from eth_tester import EthereumTester, PyEVMBackend
+from web3 import EthereumTesterProvider
+
+from swarm_hpc.config import LedgerConfig
+from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.sn.ledger import JOURNAL, Founder, Ledger
+
+RESULT = Path(__file__).parent / "results" / "ledger.json"
+FOUNDER = Founder(site="alpha", endpoint="a:1", ca_fingerprint="aa")
+MODEL = "11" * 32
+NUM_NODES = 4
+
+
+class Timer:
+    """Collects how long each kind of call took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, call: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        call()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        return {name: percentiles(values) for name, values in self.seconds.items()}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
+    return {
+        "p50_ms": round(1000 * statistics.median(seconds), 2),
+        "p95_ms": round(1000 * cuts[18], 2),
+        "n": len(seconds),
+    }
+
+
+def set_up(ledger: Ledger) -> list[str]:
+    ledger.create_contract(
+        ContractSpec(
+            name="bench",
+            platform=Platform.PYTORCH,
+            merge_method=MergeMethod.MEAN,
+            min_peers=NUM_NODES,
+            quorum_wait_s=30,
+            leader_timeout_s=60,
+            model=MODEL,
+        )
+    )
+    nodes = [f"alpha/sl/sl-{i}" for i in range(NUM_NODES)]
+    for node in nodes:
+        ledger.register_node(node, "", "i")
+        ledger.join("bench", node, 1, Platform.PYTORCH, MODEL)
+    return nodes
+
+
+def run_rounds(ledger: Ledger, num_rounds: int) -> dict[str, dict[str, float]]:
+    """Rounds of four nodes, as SLs run them: every one checks in and looks, one claims and publishes."""
+    nodes, timer = set_up(ledger), Timer()
+
+    def one_round(number: int) -> None:
+        for node in nodes:
+            entry = CheckIn(node=node, blob=f"{number:064x}", weight=1, loss=0.5, metric=0.9, epoch=number)
+            timer("check_in", lambda entry=entry: ledger.check_in("bench", number, 1, entry))
+            timer("round (view)", lambda: ledger.round("bench", number))
+        timer("claim", lambda: ledger.claim("bench", number, nodes[0], 1))
+        timer("publish", lambda: ledger.publish("bench", number, nodes[0], 1, f"{number:064x}"))
+
+    for number in range(1, num_rounds + 1):
+        timer(f"whole round, {NUM_NODES} nodes", lambda number=number: one_round(number))
+        cursor = ledger.cursor()
+        timer("events (none new)", lambda cursor=cursor: ledger.events(cursor, contract="bench"))
+    return timer.summary()
+
+
+def bench_embedded(num_rounds: int, num_transactions: int) -> dict[str, object]:
+    folder = Path(tempfile.mkdtemp(prefix="bench-ledger-"))
+    try:
+        with Ledger.open(LedgerConfig(), folder, found=FOUNDER) as ledger:
+            calls = run_rounds(ledger, num_rounds)
+            start = time.perf_counter()
+            for _ in range(num_transactions):
+                ledger.register_node("alpha/sl/sl-0", "", "i")
+            per_s = num_transactions / (time.perf_counter() - start)
+            blocks = ledger.status().blocks
+        start = time.perf_counter()
+        Ledger.open(LedgerConfig(), folder, found=None).close()
+        reopen_s = time.perf_counter() - start
+        size = (folder / JOURNAL).stat().st_size
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "calls": calls,
+        "registrations_per_s": round(per_s, 1),
+        "blocks": blocks,
+        "reopen_s": round(reopen_s, 3),
+        "replay_blocks_per_s": round(blocks / reopen_s, 1),
+        "journal_bytes_per_block": round(size / blocks),
+    }
+
+
+def bench_eth_tester(num_rounds: int) -> dict[str, object]:
+    backend = PyEVMBackend()
+    account = Account.from_key(backend.account_keys[0].to_bytes())
+    provider = EthereumTesterProvider(EthereumTester(backend))
+    return {"calls": run_rounds(Ledger(provider, account, kind="eth-tester", found=FOUNDER), num_rounds)}
+
+
+def machine() -> dict[str, object]:
+    models = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "none"
+
+
+def table(result: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    embedded, tester = result["embedded"], result["eth_tester"]
+    lines = [f"{'':26}{'embedded':>20}{'eth-tester':>20}", f"{'':26}{'p50 / p95 ms':>20}{'p50 / p95 ms':>20}"]
+    for name, ours in embedded["calls"].items():
+        cells = [f"{one['p50_ms']:.1f} / {one['p95_ms']:.1f}" for one in (ours, tester["calls"][name])]
+        lines.append(f"{name:26}{cells[0]:>20}{cells[1]:>20}")
+    for name in ("registrations_per_s", "blocks", "reopen_s", "replay_blocks_per_s", "journal_bytes_per_block"):
+        lines.append(f"{name:26}{embedded[name]!s:>20}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30, help="rounds of four nodes on the embedded ledger")
+    parser.add_argument("--transactions", type=int, default=300, help="as many in a row, for the rate and the replay")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--no-save", action="store_true", help=f"leave {RESULT.name} as it is")
+    options = parser.parse_args()
+    result = {
+        "benchmark": "ledger",
+        "machine": machine(),
+        "commit": commit(),
+        "embedded": bench_embedded(options.rounds, options.transactions),
+        "eth_tester": bench_eth_tester(max(3, options.rounds // 5)),
+    }
+    if not options.no_save:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

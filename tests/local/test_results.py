@@ -1,0 +1,99 @@
+"""Table, figure and summary of a finished run."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from swarm_hpc.config import TransferMode
+from swarm_hpc.local import results
+from swarm_hpc.local.results import Outcome, Summary
+from swarm_hpc.records import CheckIn, LedgerStatus, MergeMethod, Round, RoundState
+
+
+def round_(number, losses):
+    check_ins = tuple(
+        CheckIn(node=f"{site}/sl/sl-1", blob="0" * 64, weight=1, loss=loss) for site, loss in losses.items()
+    )
+    return Round(
+        contract="digits",
+        number=number,
+        state=RoundState.PUBLISHED,
+        check_ins=check_ins,
+        num_active=2,
+        min_peers=2,
+        closable=False,
+        closes_in_s=None,
+        leader="alpha/sl/sl-1",
+        leader_due_in_s=None,
+        replaceable=False,
+        merged=f"{number:064x}",
+        published_at=1,
+    )
+
+
+def summary(run_dir, *, alone=0.8, pooled=0.96, rounds=()):
+    return Summary(
+        experiment="digits",
+        title="",
+        merge=MergeMethod.MEAN,
+        transfer=TransferMode.GATEWAY,
+        metric="accuracy",
+        sites=(Outcome(site="alpha", alone=alone, swarm=0.95), Outcome(site="beta", alone=alone, swarm=0.94)),
+        pooled=pooled,
+        seconds=12.5,
+        ledger=LedgerStatus(kind="embedded", chain_id=1, height=9, transactions=7, blocks=9, genesis="0x0"),
+        rounds=tuple(rounds),
+        run_dir=run_dir,
+    )
+
+
+def shown(one):
+    console = Console(file=io.StringIO(), width=120)
+    results.show(one, console)
+    return console.file.getvalue()
+
+
+def test_the_json_object_has_what_scripts_rely_on():
+    rounds = [round_(1, {"alpha": 1.0, "beta": None}), round_(2, {"alpha": 0.5, "beta": 0.7})]
+    assert summary(Path("/run"), rounds=rounds).as_json() == {
+        "experiment": "digits",
+        "merge": "mean",
+        "metric": "accuracy",
+        "rounds": 2,
+        "sites": [
+            {"site": "alpha", "alone": 0.8, "swarm": 0.95},
+            {"site": "beta", "alone": 0.8, "swarm": 0.94},
+        ],
+        "pooled": 0.96,
+        "seconds": 12.5,
+        "ledger": {"transactions": 7, "blocks": 9},
+        "merged_hashes": [f"{1:064x}", f"{2:064x}"],
+        "run_dir": "/run",
+    }
+
+
+def test_the_table_names_sites_figures_folder_and_what_to_try_next():
+    text = shown(summary(Path("/run")))
+    for expected in ("alpha", "0.800", "0.950", "0.960", "/run", "swarm-hpc verify /run", "transfer=direct", "thyroid"):
+        assert expected in text
+
+
+def test_without_baselines_the_table_has_gaps_instead_of_figures():
+    text = shown(summary(Path("/run"), alone=None, pooled=None))
+    assert "0.940" in text
+    assert " - " in text
+
+
+def test_a_run_is_saved_with_and_without_losses_and_baselines(tmp_path):
+    for number, one in enumerate(
+        [
+            summary(tmp_path / "0", rounds=[round_(1, {"alpha": 1.0, "beta": None}), round_(2, {"beta": 0.5})]),
+            summary(tmp_path / "1", alone=None, pooled=None),
+        ]
+    ):
+        one.run_dir.mkdir()
+        results.save(one)
+        assert json.loads((tmp_path / str(number) / "summary.json").read_text()) == one.as_json()
+        assert (tmp_path / str(number) / "accuracy.png").read_bytes().startswith(b"\x89PNG")
