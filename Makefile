@@ -37,7 +37,7 @@ bench: setup  ## all benchmarks; writes benchmarks/results/*.json
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 contracts: setup  ## recompile the ledger's contracts
-	$(BIN)/python swarm_hpc/sn/contracts/compile.py
+	$(BIN)/python -m swarm_hpc.sn.contracts.compile
 
 clean:  ## remove everything that make made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs

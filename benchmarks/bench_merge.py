@@ -58,7 +58,7 @@ def measure(num_peers: int, num_parameters: int, repeats: int) -> Iterator[dict[
     models = [base + 0.05 * chance.standard_normal(num_parameters, dtype=np.float32) for _ in range(num_peers)]
     del base
     out = np.zeros(num_parameters, np.float32)
-    for method, backend, merge in merges(models, out):
+    for method, backend, weights, merge in merges(models, out):
         merge()
         # limit and merge in turn, so that both see the same load of the machine
         times = [(seconds(lambda: [model.max() for model in models]), seconds(merge)) for _ in range(repeats)]
@@ -66,6 +66,7 @@ def measure(num_peers: int, num_parameters: int, repeats: int) -> Iterator[dict[
         yield {
             "method": method,
             "backend": backend,
+            "weights": weights,
             "num_peers": num_peers,
             "num_parameters": num_parameters,
             "dtype": "F32",
@@ -77,16 +78,16 @@ def measure(num_peers: int, num_parameters: int, repeats: int) -> Iterator[dict[
         }
 
 
-def merges(models: list[np.ndarray], out: np.ndarray) -> Iterator[tuple[str, str, Merge]]:
+def merges(models: list[np.ndarray], out: np.ndarray) -> Iterator[tuple[str, str, str, Merge]]:
     equal = [1.0] * len(models)
     unequal = [float(1 + peer) for peer in range(len(models))]
     tensors = [torch.from_numpy(model) for model in models]
-    yield "mean", "numpy", lambda: cpu.mean(models, equal, out)
-    yield "mean", "torch.stack", lambda: torch.stack(tensors).mean(0)
-    yield "coordmedian", "numpy", lambda: cpu.coord_median(models, equal, out)
-    yield "coordmedian weighted", "numpy", lambda: cpu.coord_median(models, unequal, out)
-    yield "coordmedian", "torch.stack", lambda: torch.stack(tensors).median(0).values
-    yield "geomedian", "numpy", lambda: cpu.geometric_median(models, equal, out)
+    yield "mean", "numpy", "equal", lambda: cpu.mean(models, equal, out)
+    yield "mean", "torch.stack", "equal", lambda: torch.stack(tensors).mean(0)
+    yield "coordmedian", "numpy", "equal", lambda: cpu.coord_median(models, equal, out)
+    yield "coordmedian", "numpy", "unequal", lambda: cpu.coord_median(models, unequal, out)
+    yield "coordmedian", "torch.stack", "equal", lambda: torch.stack(tensors).median(0).values
+    yield "geomedian", "numpy", "equal", lambda: cpu.geometric_median(models, equal, out)
 
 
 def seconds(work: Merge) -> float:
@@ -120,12 +121,13 @@ def commit() -> str:
 
 def show(rows: list[dict[str, object]]) -> None:
     table = Table(title="Merging, in multiples of the time to read all inputs once (1 thread)")
-    for name in ("method", "backend", "peers", "parameters", "times limit", "ms"):
-        table.add_column(name, justify="left" if name in ("method", "backend") else "right")
+    for name in ("method", "backend", "weights", "peers", "parameters", "times limit", "ms"):
+        table.add_column(name, justify="left" if name in ("method", "backend", "weights") else "right")
     for row in rows:
         table.add_row(
             str(row["method"]),
             str(row["backend"]),
+            str(row["weights"]),
             str(row["num_peers"]),
             f"{row['num_parameters']:,}",
             f"{row['times_limit']:.2f}",

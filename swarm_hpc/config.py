@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -280,7 +280,7 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 def load(cls: type[T], values: object) -> T:
     """Plain values (from YAML) as a settings object; ConfigError names the first key that does not fit."""
     try:
-        settings: T = _adapter(cls).validate_python(values)
+        settings: T = _adapter(cast("Any", cls)).validate_python(values)
     except ValidationError as exc:
         first = exc.errors()[0]
         inner = first.get("ctx", {}).get("error")

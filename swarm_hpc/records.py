@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -346,13 +346,13 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 def encode(record: object) -> Any:
     """A record as plain JSON values (dicts, lists, numbers, strings)."""
-    return _adapter(type(record)).dump_python(record, mode="json")
+    return _adapter(cast("Any", type(record))).dump_python(record, mode="json")
 
 
 def decode(cls: type[T], data: object) -> T:
     """Plain JSON values as a record of that class; ProtocolError names the first field that does not fit."""
     try:
-        value: T = _adapter(cls).validate_python(data)
+        value: T = _adapter(cast("Any", cls)).validate_python(data)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or cls.__name__
