@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +19,13 @@ from pathlib import Path
 
 from eth_account import Account
 from eth_tester import EthereumTester, PyEVMBackend
+from machine import describe, write_results
 from web3 import EthereumTesterProvider
 
 from swarm_hpc.config import LedgerConfig
 from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
 from swarm_hpc.sn.ledger import JOURNAL, Founder, Ledger
 
-RESULT = Path(__file__).parent / "results" / "ledger.json"
 FOUNDER = Founder(site="alpha", endpoint="a:1", ca_fingerprint="aa")
 MODEL = "11" * 32
 NUM_NODES = 4
@@ -129,29 +126,6 @@ def bench_eth_tester(num_rounds: int) -> dict[str, object]:
     return {"calls": run_rounds(Ledger(provider, account, kind="eth-tester", found=FOUNDER), num_rounds)}
 
 
-def machine() -> dict[str, object]:
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-    }
-
-
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "none"
-
-
 def table(result: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
     embedded, tester = result["embedded"], result["eth_tester"]
     lines = [f"{'':26}{'embedded':>20}{'eth-tester':>20}", f"{'':26}{'p50 / p95 ms':>20}{'p50 / p95 ms':>20}"]
@@ -168,18 +142,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30, help="rounds of four nodes on the embedded ledger")
     parser.add_argument("--transactions", type=int, default=300, help="as many in a row, for the rate and the replay")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--no-save", action="store_true", help=f"leave {RESULT.name} as it is")
+    parser.add_argument("--no-save", action="store_true", help="leave results/ledger.json as it is")
     options = parser.parse_args()
     result = {
         "benchmark": "ledger",
-        "machine": machine(),
-        "commit": commit(),
+        "machine": describe(),
         "embedded": bench_embedded(options.rounds, options.transactions),
         "eth_tester": bench_eth_tester(max(3, options.rounds // 5)),
     }
     if not options.no_save:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        write_results("ledger", result)
     print(json.dumps(result, indent=2) if options.json else table(result))
     return 0
 

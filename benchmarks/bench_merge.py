@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe, write_results
 from rich.console import Console
 from rich.table import Table
 
 from swarm_hpc.kernels import cpu
 
-RESULTS = Path(__file__).parent / "results" / "merge.json"
 Merge = Callable[[], object]
 
 
@@ -35,7 +31,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 25_000_000], help="parameters of the model")
     parser.add_argument("--peers", type=int, nargs="+", default=[4])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--no-save", action="store_true", help="leave results/merge.json as it is")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
@@ -44,8 +40,9 @@ def main() -> None:
         for num_peers in options.peers
         for row in measure(num_peers, size, options.repeats)
     ]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n")
+    if not options.no_save:
+        libraries = {"numpy": np.__version__, "torch": torch.__version__}
+        write_results("merge", {"machine": describe() | libraries, "rows": rows})
     if options.json:
         print(json.dumps({"rows": rows}))
     else:
@@ -94,29 +91,6 @@ def seconds(work: Merge) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def machine() -> dict[str, object]:
-    names = [line.partition(":")[2].strip() for line in cpu_info() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-    }
-
-
-def cpu_info() -> list[str]:
-    source = Path("/proc/cpuinfo")
-    return source.read_text().splitlines() if source.exists() else []
-
-
-def commit() -> str:
-    """The checkout's commit, with + where it has changes; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 def show(rows: list[dict[str, object]]) -> None:

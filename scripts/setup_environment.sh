@@ -20,18 +20,30 @@ find_python() {
     return 1
 }
 
+make_venv() {
+    # Debian's python3 cannot make environments until its venv package is there.
+    "$1" -m venv .venv 2>&1 || "$1" -m virtualenv --quiet .venv 2>&1
+}
+
+install_venv_package() {
+    local package sudo=""
+    command -v apt-get >/dev/null || return 1
+    [ "$(id -u)" = 0 ] || { sudo -n true 2>/dev/null && sudo="sudo -n"; } || return 1
+    package=$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    echo "setup: installing $package" >&2
+    $sudo apt-get update -qq >&2 && $sudo apt-get install -y -qq "$package" >&2
+}
+
 python=$(find_python)
 if [ ! -x .venv/bin/python ]; then
-    # Debian's python3 has no ensurepip unless python3-venv is there; virtualenv brings its own pip.
-    if ! "$python" -m venv .venv 2>.venv-error; then
+    if ! why=$(make_venv "$python"); then
         rm -rf .venv
-        "$python" -m virtualenv -q .venv 2>>.venv-error || {
-            cat .venv-error >&2
+        if ! { install_venv_package "$python" && make_venv "$python"; }; then
+            echo "$why" >&2
             echo "setup: $python cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2
             exit 1
-        }
+        fi
     fi
-    rm -f .venv-error
 fi
 
 if ! .venv/bin/uv --version 2>/dev/null | grep -q "uv $uv_version"; then
@@ -40,7 +52,8 @@ if ! .venv/bin/uv --version 2>/dev/null | grep -q "uv $uv_version"; then
 fi
 
 echo "setup: installing packages into .venv (about 5 GB; one to several minutes the first time)" >&2
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt \
+# --system-certs: institutions often have a proxy with a CA of their own.
+.venv/bin/uv pip install --quiet --system-certs --python .venv/bin/python --constraint constraints.txt \
     --editable '.[keras,demo,dev]'
 rm -f .venv/installed-*
 touch "$stamp"

@@ -1,6 +1,6 @@
-"""The settings of every command, one dataclass per concern. YAML in conf/ holds the defaults; cli.py fills these in.
+"""The settings of every command, one dataclass per concern. YAML in conf/ holds the defaults; cli/ fills these in.
 
-Nothing below cli.py sees hydra or os.environ: a function gets the smallest of these that serves it.
+Nothing below cli/ sees hydra or os.environ: a function gets the smallest of these that serves it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import LABEL, MergeMethod, NodeName, Platform
@@ -235,7 +235,7 @@ class LocalConfig:
     """`swarm-hpc local`: a whole swarm of several sites on this host."""
 
     experiment: ExperimentConfig
-    sites: int = 4
+    sites: Annotated[int, Field(ge=1)] = 4
     """How many sites take part."""
     seed: int = 0
     """Seed of the data split and of the programs."""
@@ -258,6 +258,10 @@ class LocalConfig:
         if self.sites > self.experiment.max_sites:
             raise ConfigError(
                 f"sites: {self.sites} is more than {self.experiment.name} has: {self.experiment.max_sites}"
+            )
+        if self.round.min_peers > self.sites:
+            raise ConfigError(
+                f"round.min_peers: {self.round.min_peers} is more than the {self.sites} sites: no round would end"
             )
 
 
@@ -287,6 +291,8 @@ def load(cls: type[T], values: object) -> T:
         key = ".".join(str(part) for part in first["loc"])
         if isinstance(inner, ConfigError):
             raise ConfigError(f"{key}.{inner}" if key else str(inner)) from exc
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigError(f"{key}: there is no such setting") from exc
         raise ConfigError(f"{key}: {first['msg']} (it is {first['input']!r})") from exc
     return settings
 

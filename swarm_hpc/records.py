@@ -222,6 +222,8 @@ class Round:
     """Seconds that the leader has left; None unless claimed. May be negative."""
     replaceable: bool
     """Claimed, and the leader is overdue or away: a participant may claim."""
+    orphaned: bool
+    """Replaceable, and nobody who checked in is there to lead: a participant without a check-in may claim."""
     merged: str
     """BLAKE3 of the merged blob; empty until published."""
     published_at: int

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm_hpc import cli
+from swarm_hpc import __version__, cli
+from swarm_hpc.cli import settings
+from swarm_hpc.cli.command import Command
 from swarm_hpc.config import LocalConfig, SlConfig, SnConfig, TransferMode
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import MergeMethod
@@ -38,7 +40,7 @@ def test_every_command_has_help_with_an_example_and_its_settings(capsys):
         assert code == 0
         assert command.example in out
         if command.settings:
-            assert str(cli.CONF / f"{command.settings}.yaml") in out
+            assert str(settings.CONF / f"{command.settings}.yaml") in out
     assert "quorum_wait_s: 30" in run(capsys, "sl", "--help")[1]
     assert "merge=coordmedian|geomedian|mean" in run(capsys, "sl", "--help")[1]
 
@@ -50,9 +52,9 @@ def test_the_overview_names_every_command(capsys):
 
 
 def test_the_defaults_in_yaml_are_those_of_the_dataclasses():
-    sn = cli.load(SnConfig, "sn", IDENTITY)
+    sn = settings.load(SnConfig, "sn", IDENTITY)
     assert sn == SnConfig(identity=sn.identity)
-    sl = cli.load(SlConfig, "sl", [*SL, "state_dir=x"])
+    sl = settings.load(SlConfig, "sl", [*SL, "state_dir=x"])
     assert sl == SlConfig(name=sl.name, sn=sl.sn, state_dir="x", identity=sl.identity, program=sl.program)
     assert sl.program.command == ["python", "train.py"]
 
@@ -60,7 +62,7 @@ def test_the_defaults_in_yaml_are_those_of_the_dataclasses():
 def test_groups_and_single_settings_can_be_overridden(own_groups):
     words = ["experiment=mine", "merge=geomedian", "transfer=direct", "transfer.port=0", "sites=3", "seed=7"]
     words += ["round.quorum_wait_s=5", "experiment.env.EPOCHS=9"]
-    config = cli.load(LocalConfig, "local", words, own_groups)
+    config = settings.load(LocalConfig, "local", words, own_groups)
     assert config.merge.method is MergeMethod.GEOMEDIAN
     assert config.transfer.mode is TransferMode.DIRECT
     assert (config.transfer.port, config.sites, config.seed, config.round.quorum_wait_s) == (0, 3, 7, 5)
@@ -68,7 +70,7 @@ def test_groups_and_single_settings_can_be_overridden(own_groups):
 
 
 def test_a_local_swarm_waits_for_all_sites_and_keeps_every_blob(own_groups):
-    config = cli.load(LocalConfig, "local", ["experiment=mine", "sites=3"], own_groups)
+    config = settings.load(LocalConfig, "local", ["experiment=mine", "sites=3"], own_groups)
     assert config.round.min_peers == 3
     assert config.round.contract == "mine"
     assert config.transfer.keep_rounds == 0
@@ -86,7 +88,9 @@ def test_a_local_swarm_waits_for_all_sites_and_keeps_every_blob(own_groups):
         (["transfer.keep_round=1"], ["transfer.keep_round", "did you mean transfer.keep_rounds?"]),
         (["data_dir=[x"], ["data_dir=[x"]),
         (["data_dir=${nope}", *IDENTITY], ["data_dir", "nope"]),
-        (["+shoe=3", *IDENTITY], ["shoe"]),
+        (["+shoe=3", *IDENTITY], ["shoe: there is no such setting"]),
+        (["=3"], ["'=3' is not a setting"]),
+        ([""], ["'' is not a setting"]),
         (["port"], ["'port' is not a setting: write KEY=VALUE"]),
         ([], ["identity.cert: no value"]),
         (["--config-dir", "/nowhere"], ["--config-dir: /nowhere is not a folder"]),
@@ -103,21 +107,51 @@ def test_what_cannot_be_used_is_named_in_one_line_with_exit_code_2(capsys, words
     assert all(text in err for text in expected)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sites=0"], "sites: Input should be greater than or equal to 1 (it is 0)"),
+        (["sites=99"], "sites: 99 is more than digits has: 8"),
+        (["sites=two"], "sites: "),
+        (["sites=4", "round.min_peers=9"], "round.min_peers: 9 is more than the 4 sites"),
+        (["round.min_peers=0"], "round.min_peers: 0 must be at least 1"),
+        (["merge=foo"], "merge is one of coordmedian, geomedian, mean"),
+        (["experiment=nope"], "experiment is one of digits, thyroid"),
+        (["run_dir=/proc/nope"], "run_dir: /proc/nope"),
+        (["transfer.mdoe=direct"], "did you mean transfer.mode?"),
+        (["baselines=maybe"], "baselines: "),
+        (["timeout_s=0"], "timeout_s: 0.0 must be greater than 0"),
+        (["round.contract=a b"], "round.contract: 'a b'"),
+    ],
+)
+def test_a_local_run_that_cannot_be_is_refused_before_anything_starts(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "local", *words, "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_is_also_a_module():
+    done = subprocess.run([sys.executable, "-m", "swarm_hpc.cli", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
 def test_a_key_is_found_by_its_last_part_alone(own_groups):
     with pytest.raises(ConfigError, match=r"did you mean round\.quorum_wait_s"):
-        cli.load(LocalConfig, "local", ["experiment=mine", "qorum_wait_s=3"], own_groups)
+        settings.load(LocalConfig, "local", ["experiment=mine", "qorum_wait_s=3"], own_groups)
 
 
 def test_a_new_environment_variable_is_added_with_a_plus(own_groups):
     with pytest.raises(ConfigError, match=r"\+experiment\.env\.LR=0\.1"):
-        cli.load(LocalConfig, "local", ["experiment=mine", "experiment.env.LR=0.1"], own_groups)
-    config = cli.load(LocalConfig, "local", ["experiment=mine", "+experiment.env.LR=0.1"], own_groups)
+        settings.load(LocalConfig, "local", ["experiment=mine", "experiment.env.LR=0.1"], own_groups)
+    config = settings.load(LocalConfig, "local", ["experiment=mine", "+experiment.env.LR=0.1"], own_groups)
     assert config.experiment.env["LR"] == "0.1"
 
 
 def test_an_unknown_experiment_lists_those_that_there_are(own_groups):
     with pytest.raises(ConfigError, match="did you mean mine"):
-        cli.load(LocalConfig, "local", ["experiment=min"], own_groups)
+        settings.load(LocalConfig, "local", ["experiment=min"], own_groups)
 
 
 def test_broken_yaml_of_the_user_is_one_line(capsys, own_groups):
@@ -143,7 +177,7 @@ def test_our_own_bug_is_one_line_and_exit_code_1(capsys, monkeypatch):
     def fails(options):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setitem(cli.COMMANDS, "broken", cli.Command(about="", example="", arguments=lambda p: None, run=fails))
+    monkeypatch.setitem(cli.COMMANDS, "broken", Command(about="", example="", arguments=lambda p: None, run=fails))
     code, _, err = run(capsys, "broken")
     assert code == 1
     assert err == "swarm-hpc: RuntimeError: no such luck (a bug; run again with --debug for the traceback)\n"
@@ -153,7 +187,7 @@ def test_ctrl_c_is_exit_code_130(capsys, monkeypatch):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    command = cli.Command(about="", example="", arguments=lambda p: None, run=interrupted)
+    command = Command(about="", example="", arguments=lambda p: None, run=interrupted)
     monkeypatch.setitem(cli.COMMANDS, "slow", command)
     assert run(capsys, "slow") == (130, "", "swarm-hpc: interrupted\n")
 

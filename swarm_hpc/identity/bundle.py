@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -27,25 +28,32 @@ TRUST_DOMAIN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,254}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustBundle:
-    """The CAs of all sites, each tied to its own site's names (protocol.md 1). Two sites with one CA: ConfigError."""
+    """The CAs of all sites, each tied to its own site's names (protocol.md 1).
+
+    A site's CA may stand under a company CA, but must not be one that also vouches for another site's CA: two sites
+    with one CA, or with one CA above the other's, are a ConfigError.
+    """
 
     trust_domain: str
     authorities: Mapping[str, bytes]
     """Site -> its CA certificate(s), PEM."""
     _site_of: dict[bytes, str] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _site_of_key: dict[bytes, str] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not TRUST_DOMAIN.fullmatch(self.trust_domain):
             raise ConfigError(f"trust domain {self.trust_domain!r}: use lower-case letters, digits, '.', '_', '-'")
-        owner_of_key: dict[bytes, str] = {}
+        found: list[tuple[str, x509.Certificate]] = []
         for site, pem in self.authorities.items():
             if not LABEL.fullmatch(site):
                 raise ConfigError(f"site {site!r}: use letters, digits, '.', '_', '-', at most 63")
             for ca in certificates(pem, f"the CA of site {site}"):
-                key = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-                if owner_of_key.setdefault(key, site) != site:
-                    raise ConfigError(f"sites {owner_of_key[key]} and {site} have the same CA: each site needs its own")
+                key = _key(ca)
+                if (other := self._site_of_key.setdefault(key, site)) != site:
+                    raise ConfigError(f"sites {other} and {site} have the same CA: each site needs its own")
                 self._site_of[ca.public_bytes(Encoding.DER)] = site
+                found.append((site, ca))
+        _check_independent(found)
 
     @classmethod
     def load(cls, path: Path) -> TrustBundle:
@@ -91,10 +99,14 @@ class TrustBundle:
         Verification alone is not enough: all sites' CAs lie in one store, so B's CA could sign a name of site A.
         CertificateUntrusted: no usable name, or no CA of the bundle. WrongSite: the CA is another site's.
         """
-        sites = {site for site in map(self.site_of, chain[1:]) if site is not None}
-        anchor = self.site_of(chain[-1])
-        if anchor is None or len(chain) < 2:
+        anchor = self.site_of(chain[-1]) if len(chain) > 1 else None
+        if anchor is None:
             raise CertificateUntrusted("the certificate chain does not end in a CA of the trust bundle")
+        between = [x509.load_der_x509_certificate(der) for der in chain[1:-1]]
+        if not all(map(is_authority, between)):
+            raise CertificateUntrusted("the certificate was signed by one that is no CA")
+        # By key: a company CA may have given a site's CA a second certificate, which lies in no bundle.
+        sites = {anchor} | {self._site_of_key[key] for key in map(_key, between) if key in self._site_of_key}
         if sites != {anchor}:
             raise WrongSite(f"the certificate chain runs through CAs of several sites: {', '.join(sorted(sites))}")
         return self._checked(x509.load_der_x509_certificate(chain[0]), anchor)
@@ -138,6 +150,36 @@ def alternative_names(cert: x509.Certificate) -> tuple[list[str], list[str]]:
     return uris, names.get_values_for_type(x509.DNSName)
 
 
+def is_authority(cert: x509.Certificate) -> bool:
+    """Whether the certificate says that it is a CA's. OpenSSL takes some for a CA's that do not (no strict_x509)."""
+    try:
+        return cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _key(cert: x509.Certificate) -> bytes:
+    return cert.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _check_independent(authorities: Sequence[tuple[str, x509.Certificate]]) -> None:
+    """No site's CA may have signed another site's: it could vouch for whatever lies below that as its own."""
+    for above, upper in authorities:
+        for below, lower in authorities:
+            if above != below and lower.issuer == upper.subject and _has_signed(upper, lower):
+                raise ConfigError(
+                    f"the CA of site {above} has signed the CA of site {below}: give {above} a CA of its own below that"
+                )
+
+
+def _has_signed(upper: x509.Certificate, lower: x509.Certificate) -> bool:
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def _from_dns(names: Sequence[str], site: str) -> NodeName:
     """`sl-1.alpha.example` signed by site alpha's CA is alpha/sl/1 (HPE's certificates have such names)."""
     found: set[NodeName] = set()
@@ -177,5 +219,10 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         beside.unlink(missing_ok=True)

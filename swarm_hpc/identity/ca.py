@@ -24,6 +24,7 @@ from swarm_hpc.identity.bundle import (
     alternative_names,
     certificates,
     fingerprint,
+    is_authority,
     spiffe_id,
     write,
 )
@@ -188,11 +189,7 @@ def _check_authority(ca: x509.Certificate, site: str, trust_domain: str, path: P
         raise WrongSite(f"{path}: is the CA of site {said}, not of {site}")
     if domain and domain != trust_domain:
         raise ConfigError(f"{path}: belongs to trust domain {domain}, not {trust_domain}; name it with --trust-domain")
-    try:
-        is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        is_ca = False
-    if not is_ca:
+    if not is_authority(ca):
         raise CertificateUntrusted(f"{path}: is no CA certificate ({ca.subject.rfc4514_string()}); name a ca.pem")
 
 

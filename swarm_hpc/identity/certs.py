@@ -88,6 +88,8 @@ def load(config: IdentityConfig) -> Identity:
     CertificateMissing, CertificateExpired, KeyMismatch, CertificateUntrusted, WrongSite: each names file and remedy.
     """
     bundle = TrustBundle.load(Path(config.bundle))
+    if not bundle.authorities:
+        raise CertificateMissing(f"trust bundle {config.bundle}: has no site; add them with `swarm-hpc certs bundle`")
     cert_pem, key_pem = _read(config.cert, "certificate"), _read(config.key, "private key")
     leaf = certificates(cert_pem, f"certificate {config.cert}")[0]
     _check_validity(leaf, config.cert)

@@ -40,8 +40,8 @@ WIDTHS: Final[Mapping[str, int]] = {
 
 ALIGNMENT: Final = 64
 """The data starts on a multiple of this: a cache line, and the widest vector register."""
-MAX_HEADER_BYTES: Final = 8 << 20
-"""Longest header, padding included: some 60 000 tensors."""
+MAX_HEADER_BYTES: Final = 4 << 20
+"""Longest header, padding included: some 30 000 tensors. To parse a hostile one takes up to 30 times its memory."""
 MAX_NAME_CHARS: Final = 512
 MAX_DIMENSIONS: Final = 64
 MAX_DATA_BYTES: Final = 1 << 48

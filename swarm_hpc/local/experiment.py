@@ -45,13 +45,15 @@ def run(config: LocalConfig, examples: Path) -> Summary:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = RunFolder.create(Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}"))
     programs = Programs(config, folder, examples)
-    with _interruptible(), Swarm(config, folder, sites) as swarm, ProgressView(sites, folder.root) as view:
-        view.say("data and certificates")
-        programs.prepare(sites)
-        swarm.make_certificates()
+    view = ProgressView(sites, folder.root, metric=config.experiment.metric)
+    with _interruptible(), Swarm(config, folder, sites) as swarm, view:
+        view.say("preparing data and certificates")
+        with programs.preparing(sites):
+            swarm.make_certificates()
+            swarm.launch_sn()
         with Baselines(programs, [*sites, POOLED] if config.baselines else []) as baselines:
             view.say("training")
-            swarm.start_sn()
+            swarm.await_sn()
             for site in sites:
                 swarm.start_sl(site, programs.swarm(site))
             watch = _Watch(swarm, baselines, view)
@@ -87,8 +89,12 @@ class Programs:
         self._folder = folder
         self._examples = examples
 
-    def prepare(self, sites: Sequence[str]) -> None:
-        """Deal the data out to the sites. ProgramFailed, TimedOut."""
+    @contextlib.contextmanager
+    def preparing(self, sites: Sequence[str]) -> Iterator[None]:
+        """Deal the data out to the sites beside what the block does; it is done at the end of the block.
+
+        ProgramFailed, TimedOut.
+        """
         words = [str(self._folder.data), "--sites", str(len(sites)), "--names", ",".join(sites)]
         process = Process.start(
             "prepare",
@@ -97,6 +103,7 @@ class Programs:
             env={**ONE_THREAD, **self._experiment.env},
         )
         try:
+            yield
             processes.wait([process], PREPARE_S)
         finally:
             processes.stop([process], grace_s=1.0)
@@ -207,7 +214,15 @@ class _Watch:
         except (NotReachable, TimedOut):
             status = None  # it shows itself as a dead process, or comes back
         ended = [name for name, process in self.swarm.processes.items() if process.code is not None]
-        self.view.show(Watched(status=status, ended=frozenset(ended), num_alone_done=self.baselines.done))
+        baselines = self.baselines
+        self.view.show(
+            Watched(
+                status=status,
+                ended=frozenset(ended),
+                num_alone_done=baselines.done,
+                num_alone=baselines.done + len(baselines.running) + len(baselines.waiting),
+            )
+        )
 
 
 @contextlib.contextmanager

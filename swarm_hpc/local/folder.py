@@ -69,7 +69,7 @@ class RunFolder:
     @property
     def plot(self) -> Path:
         """The figure of the results."""
-        return self.root / "accuracy.png"
+        return self.root / "results.png"
 
     @property
     def summary(self) -> Path:

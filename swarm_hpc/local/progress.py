@@ -1,9 +1,12 @@
-"""How far a local swarm is, on stderr: a live table on a terminal, else a line now and then."""
+"""How far a local swarm is, on stderr: a live table on a terminal, else a short line when something has changed."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +14,17 @@ from typing import Final, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from swarm_hpc.records import Kind, NetworkStatus, NodeName, NodeStatus
+from swarm_hpc.records import ContractState, Kind, NetworkStatus, NodeName, NodeStatus, TrainingContract
 
-LIVE_PERIOD_S: Final = 1.0
-LINE_PERIOD_S: Final = 5.0
+LOOK_S: Final = 1.0
+LINE_PERIOD_S: Final = 10.0
+"""A line at least this often, so that nobody wonders whether anything happens."""
+LINE_CHARS: Final = 100
+_OF_ROUND: Final = re.compile(r"^\S+ round \d+: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +35,44 @@ class Watched:
     ended: frozenset[str] = frozenset()
     """Sites whose SL has ended."""
     num_alone_done: int = 0
+    num_alone: int = 0
+
+    @property
+    def round(self) -> int:
+        """Number of the newest round, over all contracts; 0 before the first."""
+        return max(map(_newest_round, self.status.contracts), default=0) if self.status else 0
+
+
+def _newest_round(contract: TrainingContract) -> int:
+    return contract.round - (contract.state is ContractState.COMPLETED)
 
 
 class ProgressView:
     """Shows what it is told; draws nothing by itself. Use it in `with`."""
 
-    def __init__(self, sites: Sequence[str], run_dir: Path, stream: TextIO | None = None) -> None:
+    period_s: Final = LOOK_S
+    """How often `show` is worth calling."""
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        run_dir: Path,
+        *,
+        metric: str = "metric",
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sites = tuple(sites)
         self._run_dir = run_dir
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._metric = metric
+        self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._clock = clock
+        self._started = clock()
         self._step = ""
-
-    @property
-    def period_s(self) -> float:
-        """How often `show` is worth calling."""
-        return LIVE_PERIOD_S if self._console.is_terminal else LINE_PERIOD_S
+        self._round = 0
+        self._shown: object = None
+        self._shown_at = 0.0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -56,58 +86,95 @@ class ProgressView:
 
     def say(self, step: str) -> None:
         """A new step of the run."""
-        self._step = step
+        first, self._step = not self._step, step
+        text = f"{step}, in {self._run_dir}" if first else step
         if self._console.is_terminal:
-            self._live.update(f"{step} ... ({self._run_dir})", refresh=True)
+            self._live.update(f"{escape(text)} ...", refresh=True)
         else:
-            self._console.print(f"{step} ({self._run_dir})")
+            self._print(text)
 
     def show(self, watched: Watched) -> None:
         """How far each site is."""
         if self._console.is_terminal:
             self._live.update(self.table(watched), refresh=True)
-        else:
-            self._console.print(self.line(watched))
+            return
+        states = Counter(self._state(site, watched) for site in self._sites)
+        # a reason that lasts is worth a line; between two quick rounds everybody waits for a moment
+        reason = self._reason(watched) if watched.round == self._round else ""
+        self._round = watched.round
+        gist = (states, watched.num_alone_done, bool(reason))
+        if gist != self._shown or self._clock() - self._shown_at >= LINE_PERIOD_S:
+            self._shown, self._shown_at = gist, self._clock()
+            self._print(self.line(watched, states, reason))
 
     def table(self, watched: Watched) -> Table:
-        """One row per site."""
-        table = Table(title=f"{self._step}, round {current_round(watched.status)}", title_justify="left")
-        for column in ("site", "state", "epoch", "loss", "metric"):
-            table.add_column(column, justify="left" if column in ("site", "state") else "right")
-        for site in self._sites:
-            table.add_row(*self._row(site, watched))
-        table.caption = f"{watched.num_alone_done} baselines done; logs in {self._run_dir / 'logs'}"
-        return table
-
-    def line(self, watched: Watched) -> str:
-        """The same on one line."""
-        parts = []
+        """One row per site; no row is ever folded, so that nothing jumps about."""
+        title = f"{self._elapsed()}  {self._step}, round {watched.round}{_baselines(watched)}"
+        table = Table(title=title, title_justify="left", caption_justify="left")
+        table.add_column("site", no_wrap=True)
+        table.add_column("state", min_width=24)
+        for column in ("epoch", "loss", self._metric):
+            table.add_column(column, justify="right", no_wrap=True, min_width=5)
         for site in self._sites:
             name, state, *figures = self._row(site, watched)
-            parts.append(" ".join([name, state, *(figure for figure in figures if figure)]))
-        return f"round {current_round(watched.status)}; {'; '.join(parts)}; baselines {watched.num_alone_done}"
+            # the one column that gives way when the terminal is narrow: cut short, not folded
+            table.add_row(name, Text(state, no_wrap=True, overflow="ellipsis"), *figures)
+        table.caption = escape(f"logs: {self._run_dir / 'logs'}")
+        return table
 
-    def _row(self, site: str, watched: Watched) -> tuple[str, str, str, str, str]:
+    def line(self, watched: Watched, states: Counter[str], reason: str) -> str:
+        """The same on one line: how many sites do what, and what one of them waits for."""
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        text = f"round {watched.round}: {counts}{_baselines(watched)}{reason and f'; {reason}'}"
+        return text if len(text) <= LINE_CHARS else f"{text[: LINE_CHARS - 3]}..."
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{self._elapsed()}  {text}", markup=False, soft_wrap=True)
+
+    def _elapsed(self) -> str:
+        return f"{self._clock() - self._started:4.0f} s"
+
+    def _reason(self, watched: Watched) -> str:
+        """What the first site that waits says."""
+        for site in self._sites:
+            node = _sl_of(site, watched.status)
+            if node is not None and node.progress.waiting and self._state(site, watched) == "training":
+                return f"{site}: {_OF_ROUND.sub('', node.progress.waiting)}"
+        return ""
+
+    def _state(self, site: str, watched: Watched) -> str:
+        """One word for what a site does."""
         node = _sl_of(site, watched.status)
         if site in watched.ended:
-            state = "finished"
-        elif node is None:
-            state = "starting" if watched.status else "SN does not answer"
-        elif not node.node.active:
-            state = "away"
-        else:
-            state = node.progress.waiting or "training"
+            return "finished"
+        if watched.status is None:
+            return "unknown (the SN does not answer)"
+        contracts = watched.status.contracts
+        if contracts and all(contract.state is ContractState.COMPLETED for contract in contracts):
+            return "finished"
+        if node is None:
+            return "starting"
+        if not node.node.active:
+            return "away"
+        return "training" if node.progress.contract or node.progress.waiting else "starting"
+
+    def _row(self, site: str, watched: Watched) -> tuple[str, str, str, str, str]:
+        state, node = self._state(site, watched), _sl_of(site, watched.status)
         if node is None:
             return site, state, "", "", ""
         progress = node.progress
+        if state == "training" and progress.waiting:
+            state = _OF_ROUND.sub("", progress.waiting)
         epoch = f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else ""
-        metric = "" if progress.metric is None else f"{progress.metric_name} {progress.metric:.3f}".strip()
-        return site, state, epoch, "" if progress.loss is None else f"{progress.loss:.3f}", metric
+        return site, state, epoch, _figure(progress.loss), _figure(progress.metric)
 
 
-def current_round(status: NetworkStatus | None) -> int:
-    """Number of the round now under way, over all contracts; 0 before the first."""
-    return max((contract.round for contract in status.contracts), default=0) if status else 0
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _baselines(watched: Watched) -> str:
+    return f"; baselines {watched.num_alone_done} of {watched.num_alone}" if watched.num_alone else ""
 
 
 def _sl_of(site: str, status: NetworkStatus | None) -> NodeStatus | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.records import LedgerStatus, MergeMethod, Round
+from swarm_hpc.records import CheckIn, LedgerStatus, MergeMethod, Round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,50 +101,84 @@ def _next_steps(summary: Summary) -> Sequence[str]:
 
 
 def draw(summary: Summary, file: Path) -> None:
-    """The figure: bars per site (alone, in the swarm) with the pooled-data line, and the losses by round, as a PNG."""
+    """The figure, as a PNG: bars per site (alone, in the swarm, the pooled-data line); loss and metric by round."""
     from matplotlib.figure import Figure
 
-    losses = _losses(summary.rounds)
-    figure = Figure(figsize=(10 if losses else 5.5, 4.2), layout="constrained", dpi=120)
-    axes = figure.subplots(1, 2 if losses else 1, squeeze=False)[0]
-    _draw_bars(axes[0], summary)
-    if losses:
-        for site, points in losses.items():
-            axes[1].plot(*zip(*points, strict=True), marker=".", linewidth=1.2, label=site)
-        axes[1].set(xlabel="round", ylabel="training loss at check-in", title="Loss by round")
-        axes[1].grid(alpha=0.3)
-        axes[1].legend(fontsize="small")
+    curves = {
+        "training loss": _by_round(summary.rounds, lambda check_in: check_in.loss),
+        summary.metric: _by_round(summary.rounds, lambda check_in: check_in.metric),
+    }
+    curves = {name: lines for name, lines in curves.items() if lines}
+    figure = Figure(figsize=(12 if curves else 6.5, 4.8), layout="constrained", dpi=120)
+    figure.suptitle(f"{summary.experiment}: {len(summary.sites)} sites, merged by {summary.merge}")
+    left, *right = figure.subfigures(1, 2 if curves else 1, squeeze=False)[0]
+    _draw_bars(left.subplots(), summary)
+    left.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    if curves:
+        _draw_curves(right[0], curves)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
 
 
 def _draw_bars(axes: Any, summary: Summary) -> None:
     places = range(len(summary.sites))
+    small = "small" if len(places) <= 4 else "xx-small"
     swarm = [one.swarm for one in summary.sites]
     alone = [one.alone for one in summary.sites if one.alone is not None]
     if len(alone) == len(swarm):
         bars = axes.bar([at - 0.2 for at in places], alone, 0.38, label="alone", color="#b8c4d6")
-        axes.bar_label(bars, fmt="%.2f", fontsize="small")
+        axes.bar_label(bars, fmt="%.3f", fontsize=small, padding=2)
     bars = axes.bar([at + (0.2 if alone else 0) for at in places], swarm, 0.38, label="in the swarm", color="#1f5fa8")
-    axes.bar_label(bars, fmt="%.2f", fontsize="small")
-    if summary.pooled is not None:
-        axes.axhline(summary.pooled, color="#c0392b", linestyle="--", linewidth=1.2, label="pooled data")
-    lowest = min([*alone, *swarm])
-    axes.set_ylim(max(0.0, lowest - 0.15), max(1.0, *swarm))
+    axes.bar_label(bars, fmt="%.3f", fontsize=small, padding=2)
+    pooled = summary.pooled
+    if pooled is not None:
+        label = f"pooled data ({pooled:.3f})"
+        # behind the bars, whose own figures it would cross out
+        axes.axhline(pooled, color="#c0392b", linestyle="--", linewidth=1.2, label=label, zorder=0)
+    axes.set_ylim(*_limits([*alone, *swarm, *([] if pooled is None else [pooled])]))
     axes.set_xticks(list(places), [one.site for one in summary.sites], rotation=30 if len(places) > 6 else 0)
-    axes.set(ylabel=summary.metric, title=f"{summary.experiment}, merged by {summary.merge}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, fontsize="small")
+    axes.set(ylabel=f"{summary.metric} on the held-out test set")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _losses(rounds: Sequence[Round]) -> dict[str, list[tuple[int, float]]]:
-    """Per site, (round, mean loss of its nodes) where the ledger has losses."""
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """From a tenth well below the lowest value, to 1 and the room for a label; or wherever the values are."""
+    if min(values) < 0 or max(values) > 1:
+        return min(0.0, *values) * 1.1, max(values) * 1.1
+    lower = max(0.0, math.floor((min(values) - 0.05) * 10) / 10)
+    return lower, 1 + 0.04 * (1 - lower)
+
+
+def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+    """One above the other, over the same rounds; the sites have the same colours in both."""
+    rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    sites = list({site: None for lines in curves.values() for site in lines})
+    for axes, (name, lines) in zip(rows, curves.items(), strict=True):
+        for at, site in enumerate(sites):
+            if site in lines:
+                rounds, values = zip(*lines[site], strict=True)
+                axes.plot(rounds, values, marker=".", linewidth=1.2, label=site, color=f"C{at % 10}")
+        axes.set(ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[-1].set(xlabel="round")
+    rows[-1].xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = rows[0].get_legend_handles_labels()
+    columns = min(len(sites), 4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+
+
+def _by_round(
+    rounds: Sequence[Round], value_of: Callable[[CheckIn], float | None]
+) -> dict[str, list[tuple[int, float]]]:
+    """Per site, (round, mean value of its nodes) where the ledger has values."""
     found: dict[str, dict[int, list[float]]] = {}
     for one in rounds:
         for check_in in one.check_ins:
-            if check_in.loss is not None:
+            if (value := value_of(check_in)) is not None:
                 site = check_in.node.partition("/")[0]
-                found.setdefault(site, {}).setdefault(one.number, []).append(check_in.loss)
+                found.setdefault(site, {}).setdefault(one.number, []).append(value)
     return {
         site: [(number, fmean(values)) for number, values in sorted(by_round.items())]
-        for site, by_round in sorted(found.items())
+        for site, by_round in found.items()
     }

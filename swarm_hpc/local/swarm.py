@@ -87,18 +87,27 @@ class Swarm:
         """The one SN serves all sites and is the first one's."""
         return NodeName(self.sites[0], Kind.SN, SN)
 
-    def start_sn(self, timeout_s: float = START_S) -> None:
-        """Start the SN (again, on the port that it had) and wait until it is ready."""
+    def start_sn(self, *, port: int | None = None, timeout_s: float = START_S) -> None:
+        """Start the SN and wait until it is ready: on `port`, else where it was before, else on a free one."""
+        self.launch_sn(port=port)
+        self.await_sn(timeout_s)
+
+    def launch_sn(self, *, port: int | None = None) -> None:
+        """The first half of `start_sn`."""
         config = SnConfig(
-            port=self._sn_port,
+            port=self._sn_port if port is None else port,
             data_dir=str(self.folder.sn_data),
             lease_s=self.config.lease_s,
             identity=self.folder.identity(self.sn_name),
             ledger=self.config.ledger,
             transfer=self.config.transfer,
         )
-        process = self._start(SN, "sn", config)
-        self._until(lambda: self._sn_is_ready(process.popen.pid), "the SN to be ready", timeout_s)
+        self._start(SN, "sn", config)
+
+    def await_sn(self, timeout_s: float = START_S) -> None:
+        """The second half: ProgramFailed when the SN ends instead, TimedOut."""
+        pid = self.processes[SN].popen.pid
+        self._until(lambda: self._sn_is_ready(pid), "the SN to be ready", timeout_s)
 
     def _sn_is_ready(self, pid: int) -> bool:
         file = self.folder.sn_data / "endpoint.json"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # verification.py brings the whole ledger along, which a stat
     from swarm_hpc.identity.ca import CertificateRow
     from swarm_hpc.local.verification import Verification
 
+MANY = 3
+"""So many skipped rounds are told one by one."""
+
 
 def show_status(status: NetworkStatus, console: Console) -> None:
     """Ledger, sites, nodes and training contracts of a network."""
@@ -83,10 +86,15 @@ def show_verification(found: Verification, console: Console) -> None:
         table.add_row(finding.contract, str(finding.round), finding.node, finding.reason)
     if table.row_count:
         console.print(table)
-    skipped = f", {len(found.skipped)} skipped (blobs not kept)" if found.skipped else ""
-    plural = "" if found.mismatches == 1 else "es"
-    text = f"{found.rounds_checked} rounds checked, {found.mismatches} mismatch{plural}{skipped}"
-    console.print(text, highlight=False)
+    for finding in found.skipped[:MANY]:
+        console.print(f"skipped: {finding}", highlight=False, soft_wrap=True)
+    if len(found.skipped) > MANY:
+        console.print(f"skipped: {len(found.skipped) - MANY} more for such a reason")
+    skipped = f", {len(found.skipped)} skipped" if found.skipped else ""
+    rounds = "round" if found.rounds_checked == 1 else "rounds"
+    mismatches = "mismatch" if found.mismatches == 1 else "mismatches"
+    text = f"{found.rounds_checked} {rounds} checked, {found.mismatches} {mismatches}{skipped}"
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:

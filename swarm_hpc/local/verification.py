@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from swarm_hpc.config import ClientConfig
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotFound
 from swarm_hpc.identity import certs
 from swarm_hpc.kernels.plan import ReadableBuffer
 from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.records import Round, TrainingContract
+from swarm_hpc.records import Event, Round, TrainingContract
 from swarm_hpc.sl.verify import Finding, ReadBlob, verify_rounds
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.transport.blobs import hash_bytes
 
 BLOB: Final = re.compile(r"[0-9a-f]{64}")
+History: TypeAlias = Sequence[tuple[TrainingContract, Sequence[Round]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Verification:
     rounds_checked: int
     findings: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Rounds with a blob that is no longer kept (transfer.keep_rounds)."""
+    """Rounds with a blob that is no longer kept (transfer.keep_rounds): not checked, or not in full."""
 
     @property
     def mismatches(self) -> int:
@@ -46,10 +47,8 @@ class Verification:
             "rounds_checked": self.rounds_checked,
             "mismatches": self.mismatches,
             "rounds_skipped": len(self.skipped),
-            "details": [
-                {"contract": finding.contract, "round": finding.round, "node": finding.node, "reason": finding.reason}
-                for finding in self.findings
-            ],
+            "details": [asdict(finding) for finding in self.findings],
+            "skipped": [asdict(finding) for finding in self.skipped],
         }
 
 
@@ -62,7 +61,8 @@ def verify_folder(root: Path) -> Verification:
     copies = _copies(folder.root)
     with Ledger.read(folder.ledger) as ledger:
         history = [(contract, ledger.rounds(contract.spec.name)) for contract in ledger.contracts()]
-    return _verify(history, lambda blob: _read_copies(blob, copies.get(blob, [])), str(root))
+        strays = _damaged_strays(copies, history, ledger)
+    return _verify(history, lambda blob: _read_copies(blob, copies.get(blob, [])), str(root), strays)
 
 
 def verify_contract(client: ClientConfig, contract: str) -> Verification:
@@ -84,21 +84,55 @@ async def _verify_contract(config: ClientConfig, name: str) -> Verification:
         return await asyncio.to_thread(_verify, history, read, f"contract {name}")
 
 
-def _verify(
-    history: Sequence[tuple[TrainingContract, Sequence[Round]]], read_blob: ReadBlob, what: str
-) -> Verification:
-    reports = [
-        verify_rounds(rounds, lambda: read_blob(contract.spec.model), read_blob, contract.spec.merge_method)  # noqa: B023
-        for contract, rounds in history
-    ]
+def _verify(history: History, read_blob: ReadBlob, what: str, strays: Sequence[Finding] = ()) -> Verification:
+    reports = [verify_rounds(contract.spec, rounds, read_blob) for contract, rounds in history]
     result = Verification(
         rounds_checked=sum(report.rounds_checked for report in reports),
-        findings=tuple(finding for report in reports for finding in report.mismatches),
+        findings=(*(finding for report in reports for finding in report.mismatches), *strays),
         skipped=tuple(finding for report in reports for finding in report.skipped),
     )
-    if not result.rounds_checked:
+    if not result.rounds_checked and not result.findings:
         raise NotFound(f"{what} has no round to check ({len(result.skipped)} whose blobs were not kept)")
     return result
+
+
+def _damaged_strays(copies: Mapping[str, Sequence[Path]], history: History, ledger: Ledger) -> list[Finding]:
+    """Damaged blobs that no round has at its end: check-ins that were replaced, or that came too late to be recorded.
+
+    The latter are reported as round 0 of no contract.
+    """
+    known = {blob for contract, rounds in history for blob in _blobs_of(contract, rounds)}
+    damaged: dict[str, str] = {}
+    for blob in copies.keys() - known:
+        try:
+            _read_copies(blob, copies[blob])
+        except BlobCorrupt as exc:
+            damaged[blob] = str(exc)
+    if not damaged:
+        return []
+    recorded = {one.facts["blob"]: one for one in _events(ledger) if one.name == "CheckedIn"}
+    found = []
+    for blob, reason in sorted(damaged.items()):
+        event = recorded.get(blob)
+        if event is None:
+            found.append(Finding(contract="", round=0, node="", reason=f"{reason}; no round names it"))
+            continue
+        number, node = int(event.facts["round"]), str(event.facts["node"])
+        reason = f"{reason}; a check-in that another one replaced"
+        found.append(Finding(contract=event.contract, round=number, node=node, reason=reason))
+    return found
+
+
+def _blobs_of(contract: TrainingContract, rounds: Sequence[Round]) -> set[str]:
+    check_ins = {check_in.blob for round_ in rounds for check_in in round_.check_ins}
+    return {contract.spec.model, *check_ins, *(round_.merged for round_ in rounds)}
+
+
+def _events(ledger: Ledger) -> Iterator[Event]:
+    cursor = 0
+    while page := ledger.events(cursor):
+        yield from page
+        cursor = page[-1].cursor
 
 
 def _copies(root: Path) -> dict[str, list[Path]]:
@@ -114,8 +148,12 @@ def _read_copies(blob: str, paths: Sequence[Path]) -> ReadableBuffer:
     """The blob's bytes, when all its copies are whole; BlobCorrupt names the one that is not."""
     if not paths:
         raise BlobNotFound(f"blob {blob} was not kept")
+    data = b""
     for path in paths:
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise BlobCorrupt(f"{path} cannot be read: {exc.strerror}") from exc
         if hash_bytes(data) != blob:
             raise BlobCorrupt(f"{path} was changed: its bytes are not those that its name stands for")
     return data

@@ -66,6 +66,7 @@ class Stage(StrEnum):
     NEW = "on_train_begin was not called yet"
     TRAINING = "on_train_begin was called already"
     ENDED = "on_train_end was called already: make a new SwarmCallback for another training"
+    CLOSED = "the session was closed, by close() or by an error: make a new SwarmCallback for another training"
 
 
 class Training:
@@ -160,6 +161,8 @@ class Training:
 
     def close(self) -> None:
         """End the session. May be repeated."""
+        if self._stage is not Stage.ENDED:
+            self._stage = Stage.CLOSED
         if self._channel is not None:
             self._channel.close()
 
@@ -247,8 +250,8 @@ class Training:
             yield
         except BaseException:
             # the channel may be in the middle of a frame
+            self._stage = Stage.CLOSED
             self.close()
-            self._stage = Stage.ENDED
             raise
 
 

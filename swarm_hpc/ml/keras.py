@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Unpack
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
 
 import keras
 import numpy as np
@@ -76,6 +77,15 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
         """Leave without the final model, such as after an error. May be repeated."""
         if self._training is not None:
             self._training.close()
+
+    def __enter__(self) -> Self:
+        """`with SwarmCallback(...) as swarm: model.fit(...)` leaves at once when fit fails, not with the program."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _begun(self, hook: str) -> Training:
         if self._training is None:

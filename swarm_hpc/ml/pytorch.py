@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias, Unpack
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from swarm_hpc.errors import ConfigError
+from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.ml.callback import Scores, Training
@@ -71,6 +73,7 @@ class SwarmCallback:
         settings = check(arguments)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: {type(model).__name__} is not a torch.nn.Module: pass the model to be trained")
+        model = _unwrapped(model)
         judge = _judge(settings, loss_function, metric_function)
         self.logger = settings.logger
         self._training = Training(settings, TorchModel(model, judge), socket_path())
@@ -104,6 +107,15 @@ class SwarmCallback:
     def close(self) -> None:
         """Leave without the final model, such as after an error. May be repeated."""
         self._training.close()
+
+    def __enter__(self) -> Self:
+        """`with SwarmCallback(...) as swarm:` leaves at once when the block fails, not when the program ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class Judge:
@@ -155,14 +167,14 @@ class TorchModel:
         """Copy the state into the arena, from whatever device it is on."""
         stored, _ = self._state()
         for name, view in _views(arena):
-            view.copy_(stored[name])
+            view.copy_(_same(name, stored, view))
 
     @torch.no_grad()
     def read(self, arena: Arena) -> None:
         """Copy the arena into the model's own tensors, which keep their devices."""
         stored, _ = self._state()
         for name, view in _views(arena):
-            stored[name].copy_(view)
+            _same(name, stored, view).copy_(view)
 
     def validate(self) -> Scores:
         """Loss and metric on ads_val_data."""
@@ -187,11 +199,37 @@ class TorchModel:
         return stored, aliases
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model that DataParallel, DistributedDataParallel or torch.compile wraps: they put a prefix on all names."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        else:
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _same(name: str, stored: Mapping[str, Tensor], view: Tensor) -> Tensor:
+    """The model's tensor of that name; ModelMismatch where it is not what it was when the session was opened."""
+    tensor = stored.get(name)
+    if tensor is None or tensor.shape != view.shape or tensor.dtype != view.dtype:
+        now = "gone" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise ModelMismatch(
+            f"tensor {name!r} was {view.dtype} {list(view.shape)} when the training began and is {now}: change the "
+            "model before on_train_begin"
+        )
+    return tensor
+
+
 def _check_sendable(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise ConfigError(f"model: {name!r} in its state_dict is a {type(tensor).__name__}; only tensors can be merged")
     problem = ""
-    if tensor.layout is not torch.strided:
+    if is_lazy(tensor):
+        problem = "has no shape yet (a lazy module: run one batch first)"
+    elif tensor.layout is not torch.strided:
         problem = f"is sparse ({tensor.layout})"
     elif tensor.is_quantized or tensor.dtype not in CODES:
         problem = f"has dtype {tensor.dtype}"

@@ -46,8 +46,12 @@ class Exchange(Protocol):
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """Get a blob, verified, from any of the nodes `holders`, into a buffer of its size.
 
-        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it.
+        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it. BlobCorrupt: whoever has it
+        has other bytes.
         """
+
+    def holds(self, blob: str) -> bool:
+        """Whether a blob that this node has offered is still where the peers fetch it from, as far as it can tell."""
 
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """A round is over and `merged` are its parameters: keep what peers may still ask for, delete what is old."""
@@ -76,6 +80,10 @@ class GatewayExchange:
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """Download from the SN, whoever the holders are."""
         await self._sn.download(blob, buffer=buffer)
+
+    def holds(self, blob: str) -> bool:
+        """The SN has it: it keeps what current rounds need."""
+        return True
 
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """Nothing to do: the SN keeps and deletes."""
@@ -120,7 +128,7 @@ class DirectExchange:
 
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """From the own store, else from one holder after the other."""
-        reasons = []
+        reasons, corrupt = [], True
         if self._store.has(blob):
             try:
                 await asyncio.to_thread(_read, self._store.path(blob), blob, buffer)
@@ -135,9 +143,17 @@ class DirectExchange:
                     return
                 except SwarmError as exc:
                     reasons.append(f"{node} ({exc})")
+                    corrupt &= isinstance(exc, BlobCorrupt)
             else:
+                corrupt = False
                 reasons.append(f"{node} (it serves no files: is its transfer.mode direct?)")
+        if reasons and corrupt:
+            raise BlobCorrupt("; ".join(reasons))
         raise BlobNotFound(f"blob {blob} is nowhere to be had: {'; '.join(reasons) or 'nobody should have it'}")
+
+    def holds(self, blob: str) -> bool:
+        """Whether it is in the store: a process that starts on another machine may find an empty one."""
+        return self._store.has(blob)
 
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """Keep the merged blob for peers that come late, and drop the oldest round."""

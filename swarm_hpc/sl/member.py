@@ -67,6 +67,18 @@ class Member:
                     if self.incarnation == incarnation:
                         raise
 
+    async def stand_back(self) -> None:
+        """Be away in every contract, until it checks in or joins again, but alive and registered.
+
+        Does nothing, with a warning, while the SN cannot be reached. Fenced or DuplicateNode: as for `keep_alive`.
+        """
+        async with self._registering:
+            try:
+                await self._sn.leave(self.name, self.incarnation)
+                await self.register()
+            except TransportError as exc:
+                log.warning("could not step back from the rounds: %s", exc)
+
     async def leave(self) -> None:
         """End the lease, so that no round waits for this node. Never fails: the lease ends by itself."""
         try:

@@ -111,6 +111,10 @@ class _Work:
             self._over.clear()
             self._session = Session(self._config, self._sn, self._member, self._exchange)
             await self._session.serve(connection)
+            if self._session.joined and not self._session.finished:
+                # the program may run on without us, or for long until it has ended: the peers must not wait for it
+                log.warning("the ML program closed its session before its training was finished")
+                await self._member.stand_back()
             self._over.set()
         finally:
             connection.close()

@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, NotReachable, RoundError, TimedOut
+from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, RoundError, TimedOut
 from swarm_hpc.kernels.arena import Arena
-from swarm_hpc.kernels.plan import ReadableBuffer
 from swarm_hpc.records import CheckIn, Round, TrainingContract
 from swarm_hpc.sl import round as rounds
 from swarm_hpc.sl.exchange import Exchange
+from swarm_hpc.sl.gathering import NOT_NOW, Gathering
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.merge import merge
@@ -25,12 +24,8 @@ from swarm_hpc.sn.client import RoundView, SnClient
 
 log = logging.getLogger(__name__)
 
-NOT_NOW: Final = (BlobNotFound, NotReachable, TimedOut)
-"""Errors of a fetch that may go well later, or elsewhere."""
 _PAUSE_S: Final = 1.0
 """After something that did not work and may work soon."""
-_MAX_FETCHES: Final = 4
-"""Blobs that a leader fetches at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +63,7 @@ class Participant:
         self._arena = arena
         self._spec = contract.spec
         self._spare = _Spare(arena.layout.size_bytes)
+        self._gathering = Gathering(exchange, arena.layout.size_bytes)
 
     async def take_part(
         self, number: int, mine: Contribution | None, *, max_wait_s: float, standing: bool = False
@@ -76,7 +72,14 @@ class Participant:
 
         Afterwards the arena holds the merged parameters. It is unchanged where the contract was completed before the
         round had a result (`num_peers` 0), or where nobody could give it (a warning). TimedOut after `max_wait_s`.
+        ModelMismatch, BlobCorrupt: a peer's parameters cannot be merged; the error names it, and nothing was merged.
         """
+        try:
+            return await self._go_through(number, mine, max_wait_s, standing)
+        finally:
+            self._gathering.clear()
+
+    async def _go_through(self, number: int, mine: Contribution | None, max_wait_s: float, standing: bool) -> Outcome:
         if mine is not None:
             self.reason = f"{self._spec.name} round {number}: handing over the parameters"
             with self.laps.lap(Phase.OFFER):
@@ -110,16 +113,23 @@ class Participant:
             return None
         self.reason = f"{self._spec.name} round {newest}: fetching the merged parameters"
         view = await self._sn.round(self._spec.name, newest)
-        await self._load(view.round, mine=None)
+        try:
+            await self._load(view.round, mine=None)
+        finally:
+            self._gathering.clear()
         await self._exchange.settle(view.round, self._arena.buffer)
         return view.round
 
     def _decide(self, view: RoundView, mine: Contribution | None, standing: bool) -> rounds.Action:
-        blob = mine.check_in.blob if mine is not None else None
-        return rounds.decide(view.round, view.contract, self._member.name, blob, standing=standing)
+        blob, me = mine.check_in.blob if mine is not None else None, self._member.name
+        lost = any(
+            check_in.node == me and check_in.blob != blob and not self._exchange.holds(check_in.blob)
+            for check_in in view.round.check_ins
+        )
+        return rounds.decide(view.round, view.contract, me, blob, standing=standing, lost=lost)
 
     async def _act(self, action: rounds.Action, view: RoundView, mine: Contribution | None) -> float:
-        """Check in, claim or lead; how long to wait for news before the next look."""
+        """Check in, claim, lead or withdraw; how long to wait for news before the next look."""
         name, number = self._spec.name, view.round.number
         try:
             if isinstance(action, rounds.CheckIn):
@@ -130,6 +140,10 @@ class Participant:
             elif isinstance(action, rounds.Claim):
                 with self.laps.lap(Phase.LEDGER):
                     await self._member.call(lambda i: self._sn.claim(name, number, self._member.name, i))
+            elif isinstance(action, rounds.Withdraw):
+                log.warning("%s round %d: the parameters that this node checked in with are lost", name, number)
+                await self._member.stand_back()
+                return _PAUSE_S
             else:
                 await self._lead(view.round, mine)
         except RoundError as exc:
@@ -144,7 +158,10 @@ class Participant:
 
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
         self.reason = f"{round_.contract} round {round_.number}: merging {len(round_.check_ins)} peers' parameters"
-        merged = await self._merge(round_, mine)
+        await self._gather(round_, mine)
+        if self._gathering.missing and await self._drop_lost(round_):
+            return
+        merged = await self._merge(round_)
         with self.laps.lap(Phase.OFFER):
             await self._exchange.offer(merged, self._spare.buffer, round_.contract)
         with self.laps.lap(Phase.LEDGER):
@@ -152,35 +169,35 @@ class Participant:
                 lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
             )
 
-    async def _merge(self, round_: Round, mine: Contribution | None) -> str:
-        """Merge a round's check-ins into the spare; the hash."""
+    async def _gather(self, round_: Round, mine: Contribution | None) -> None:
+        if mine is not None:
+            self._gathering.blobs[mine.check_in.blob] = mine.data
         with self.laps.lap(Phase.FETCH):
-            blobs = await self._fetch_all(round_.check_ins, mine)
+            await self._gathering.fetch(round_.check_ins)
+
+    async def _merge(self, round_: Round) -> str:
+        """Merge what was gathered into the spare; the hash. An error of NOT_NOW where something is missing."""
+        for exc in self._gathering.missing.values():
+            raise exc
         self._spare.blob = ""
         with self.laps.lap(Phase.MERGE):
             self._spare.blob = await merge(
-                self._arena.layout, self._spec.merge_method, round_.check_ins, blobs, self._spare.buffer
+                self._arena.layout, self._spec.merge_method, round_.check_ins, self._gathering.blobs, self._spare.buffer
             )
         return self._spare.blob
 
-    async def _fetch_all(self, check_ins: Sequence[CheckIn], mine: Contribution | None) -> dict[str, ReadableBuffer]:
-        blobs: dict[str, ReadableBuffer] = {}
-        if mine is not None:
-            blobs[mine.check_in.blob] = mine.data
-        holders: dict[str, list[str]] = {}
-        for check_in in check_ins:
-            if check_in.blob not in blobs:
-                holders.setdefault(check_in.blob, []).append(check_in.node)
-        limit = asyncio.Semaphore(_MAX_FETCHES)
+    async def _drop_lost(self, round_: Round) -> bool:
+        """Go on without the nodes that are away with the only copy of their blob; whether there are any."""
+        contract = await self._sn.contract(round_.contract)
+        lost = self._gathering.lost(round_.check_ins, contract)
+        for node in lost:
+            await self._drop(round_, node)
+        return bool(lost)
 
-        async def fetch(blob: str) -> None:
-            async with limit:
-                data = bytearray(self._arena.layout.size_bytes)
-                await self._exchange.fetch(blob, holders[blob], memoryview(data))
-                blobs[blob] = data
-
-        await asyncio.gather(*map(fetch, holders))
-        return blobs
+    async def _drop(self, round_: Round, node: str) -> None:
+        log.warning("%s round %d: nobody has the parameters of %s: dropping it", round_.contract, round_.number, node)
+        with self.laps.lap(Phase.LEDGER):
+            await self._member.call(lambda i: self._sn.drop(round_.contract, round_.number, self._member.name, i, node))
 
     async def _take(self, view: RoundView, mine: Contribution | None) -> int:
         """Bring a published round's parameters into the arena; from how many peers, 0 where nobody has them."""
@@ -214,7 +231,8 @@ class Participant:
             return
         except BlobError as exc:
             log.warning("%s round %d: merging anew: %s", round_.contract, round_.number, exc)
-        merged = await self._merge(round_, mine)
+        await self._gather(round_, mine)
+        merged = await self._merge(round_)
         if merged != round_.merged:
             raise BlobNotFound(
                 f"the parameters that {round_.leader} published are gone, and merging anew gives others ({merged})"

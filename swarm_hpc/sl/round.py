@@ -39,6 +39,11 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Be away: the blob of the own check-in is lost, so the leader, if it has no copy, has to drop this node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Look again when something has happened, after `at_most_s` at the latest."""
 
@@ -59,21 +64,25 @@ class Over:
     """The contract is completed, and this round will have no result."""
 
 
-Action: TypeAlias = CheckIn | Claim | Merge | Wait | Take | Over
+Action: TypeAlias = CheckIn | Claim | Merge | Withdraw | Wait | Take | Over
 
 
-def decide(view: Round, contract: TrainingContract, me: str, blob: str | None, *, standing: bool = False) -> Action:
+def decide(
+    view: Round, contract: TrainingContract, me: str, blob: str | None, *, standing: bool = False, lost: bool = False
+) -> Action:
     """What node `me` does next about a round.
 
     `blob` is the hash of the parameters it wants in the round; None: it only waits for a result. A node that is
-    `standing` has finished its training: it hands its blob in once others have opened the round.
+    `standing` has finished its training: it hands its blob in once others have opened the round. `lost`: the blob of
+    its check-in is gone.
     """
     if view.state is RoundState.PUBLISHED:
         return Take(view.merged, late=not is_checked_in(view, me))
     if contract.state is ContractState.COMPLETED:
         return Over()
     if view.state is RoundState.CLAIMED:
-        return _while_claimed(view, me)
+        present = any(participant.node == me and participant.active for participant in contract.participants)
+        return Withdraw() if lost and present else _while_claimed(view, me)
     if standing and not view.check_ins:
         return Wait(why_standing(contract), LOOK_AGAIN_S)
     if blob is not None and not is_checked_in(view, me, blob):
@@ -98,7 +107,7 @@ def why_standing(contract: TrainingContract) -> str:
 def _while_claimed(view: Round, me: str) -> Action:
     if view.leader == me:
         return Merge()
-    if view.replaceable and is_checked_in(view, me):
+    if view.orphaned or (view.replaceable and is_checked_in(view, me)):
         return Claim()
     left = view.leader_due_in_s
     due = "" if left is None else f" ({max(left, 0)} s left)" if left >= 0 else " (overdue)"

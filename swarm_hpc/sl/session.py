@@ -38,6 +38,8 @@ class Session:
     def __init__(self, config: SlConfig, sn: SnClient, member: Member, exchange: Exchange) -> None:
         self.finished = False
         """The program's training came to its end, final model included."""
+        self.joined = False
+        """It takes part in a training contract."""
         self.error: SwarmError | None = None
         """The last error that the program was told."""
         self._config = config
@@ -118,6 +120,7 @@ class Session:
         spec = specify(config, request.platform, layout)
         self._opening = f"entering training contract {spec.name}"
         contract = await enter(self._sn, self._member, spec, layout)
+        self.joined = True
         self._arena = await asyncio.to_thread(Arena.create, layout)
         part = Part(
             arena=self._arena,

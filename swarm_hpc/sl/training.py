@@ -15,9 +15,10 @@ from swarm_hpc.records import CheckIn, ContractState, FinishMode, Resources, Tra
 from swarm_hpc.sl.contract import join
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.frames import Finished, Synced, SyncRequest
+from swarm_hpc.sl.gathering import NOT_NOW
 from swarm_hpc.sl.laps import Phase
 from swarm_hpc.sl.member import Member
-from swarm_hpc.sl.participant import NOT_NOW, Contribution, Participant
+from swarm_hpc.sl.participant import Contribution, Participant
 from swarm_hpc.sl.round import LOOK_AGAIN_S, why_standing
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.transport.blobs import hash_bytes
@@ -98,10 +99,13 @@ class Training:
         if not outcome.merged:
             return await self._training_over()
         self._next = outcome.round + 1
+        if not self._present:
+            # taken for lost meanwhile, or withdrawn: what comes next is to be waited for again
+            await self.rejoin()
         return Synced(
             round=outcome.round,
             num_peers=outcome.num_peers,
-            training_over=outcome.contract.state is ContractState.COMPLETED,
+            training_over=self.contract.state is ContractState.COMPLETED,
             late=outcome.late,
             seconds=self._participant.laps.take(),
         )
@@ -126,6 +130,10 @@ class Training:
     @property
     def _name(self) -> str:
         return self.contract.spec.name
+
+    @property
+    def _present(self) -> bool:
+        return any(each.node == self._member.name and each.active for each in self.contract.participants)
 
     async def _catch_up(self) -> Synced:
         missed, self._next = self._next, self.contract.round

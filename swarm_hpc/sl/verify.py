@@ -1,16 +1,16 @@
 """Replay of a contract's merges: each round's result is computed anew from its check-ins' blobs and compared.
 
-Pure but for the two callables that read blobs, so that it serves a run folder as well as a live SN.
+Pure but for the callable that reads blobs, so that it serves a run folder as well as a live SN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, MergeError, ModelMismatch
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer, parse
-from swarm_hpc.records import CheckIn, MergeMethod, Round, RoundState
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, model_hash, parse
+from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState
 from swarm_hpc.sl.merge import check_blob, merge_blobs
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -37,74 +37,122 @@ class Report:
     """What a replay found."""
 
     rounds_checked: int
+    """Rounds with all their blobs, and those in which something is wrong."""
     mismatches: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Rounds that nobody can check any more: their blobs were not kept."""
+    """Rounds that nobody can check (in full) any more: their blobs were not kept. One finding each."""
 
 
-def verify_rounds(
-    rounds: Iterable[Round], read_layout: Callable[[], ReadableBuffer], read_blob: ReadBlob, method: MergeMethod
-) -> Report:
-    """Check the published rounds of one contract. `read_layout` gives the blob that `ContractSpec.model` names.
+def verify_rounds(spec: ContractSpec, rounds: Iterable[Round], read_blob: ReadBlob) -> Report:
+    """Check the published rounds of the contract, and that the blobs of the others are whole.
 
-    BlobNotFound, BlobCorrupt: the layout itself is not there or damaged.
+    The model layout is the first part of every blob: where its own file is damaged, which counts as a mismatch of the
+    first round, or was not kept, it is taken from a check-in.
     """
-    layout = parse(read_layout())
-    mismatches, skipped, rounds_checked = [], [], 0
+    rounds = tuple(rounds)
+    replay = _Replay(spec, read_blob, _layout(spec, rounds, read_blob))
+    replay.look_at_layout()
     for round_ in rounds:
+        replay.look_at(round_)
+    return Report(
+        rounds_checked=len(replay.checked), mismatches=tuple(replay.mismatches), skipped=tuple(replay.skipped)
+    )
+
+
+class _Replay:
+    """The findings so far. A round is checked, or skipped, or (in part damaged, in part not kept) both."""
+
+    def __init__(self, spec: ContractSpec, read_blob: ReadBlob, layout: Layout | None) -> None:
+        self.checked: set[int] = set()
+        self.mismatches: list[Finding] = []
+        self.skipped: list[Finding] = []
+        self._spec = spec
+        self._read_blob = read_blob
+        self._layout = layout
+
+    def look_at_layout(self) -> None:
+        """Its own file, if it was kept, is whole."""
+        try:
+            _read(self._spec.model, self._read_blob)
+        except BlobCorrupt as exc:
+            self._wrong(1, "", f"the model layout is damaged: {exc}")
+        except BlobNotFound:
+            pass  # it is needed for nothing: each blob begins with it
+
+    def look_at(self, round_: Round) -> None:
+        """Its check-ins, its merge, and the merged blob."""
+        before = len(self.mismatches)
+        blobs, missing = self._check_ins(round_)
         if round_.state is not RoundState.PUBLISHED:
-            continue
+            return
+        if not missing and len(self.mismatches) == before:
+            self._merge(round_, blobs)
         try:
-            found = _verify(round_, layout, read_blob, method)
+            _read(round_.merged, self._read_blob)
+        except BlobCorrupt as exc:
+            self._wrong(round_.number, round_.leader, f"the merged parameters: {exc}")
         except BlobNotFound as exc:
-            skipped.append(Finding(contract=round_.contract, round=round_.number, node="", reason=str(exc)))
-            continue
-        rounds_checked += 1
-        mismatches += found
-    return Report(rounds_checked=rounds_checked, mismatches=tuple(mismatches), skipped=tuple(skipped))
+            missing = missing or f"the merged parameters: {exc}"
+        if missing:
+            self._skip(round_, missing)
+        else:
+            self.checked.add(round_.number)
 
+    def _check_ins(self, round_: Round) -> tuple[dict[str, ReadableBuffer], str]:
+        """The bytes of the check-ins' blobs, and what is missing of them."""
+        blobs: dict[str, ReadableBuffer] = {}
+        missing = ""
+        for check_in in round_.check_ins:
+            try:
+                blobs[check_in.blob] = self._read_check_in(check_in)
+            except BlobNotFound as exc:
+                missing = missing or f"{check_in.node}: {exc}"
+            except (BlobCorrupt, ModelMismatch) as exc:
+                self._wrong(round_.number, check_in.node, str(exc))
+        return blobs, missing
 
-def _verify(round_: Round, layout: Layout, read_blob: ReadBlob, method: MergeMethod) -> list[Finding]:
-    def finding(node: str, reason: object) -> Finding:
-        return Finding(contract=round_.contract, round=round_.number, node=node, reason=str(reason))
+    def _read_check_in(self, check_in: CheckIn) -> ReadableBuffer:
+        data = _read(check_in.blob, self._read_blob)
+        if self._layout is None:
+            raise ModelMismatch(f"{check_in.node}: blob {check_in.blob} is not of the contract's model")
+        check_blob(self._layout, data, check_in.node)
+        return data
 
-    blobs: dict[str, ReadableBuffer] = {}
-    found = []
-    for check_in in round_.check_ins:
+    def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> None:
+        assert self._layout is not None  # without a layout there is a mismatch, or nothing to read
+        out = memoryview(bytearray(self._layout.size_bytes))
         try:
-            blobs[check_in.blob] = _read(check_in, layout, read_blob)
-        except (BlobCorrupt, ModelMismatch) as exc:
-            found.append(finding(check_in.node, exc))
-    if found:
-        return found
-    out = memoryview(bytearray(layout.size_bytes))
-    try:
-        merged = merge_blobs(layout, method, round_.check_ins, blobs, out)
-    except MergeError as exc:
-        return [finding("", exc)]
-    if merged != round_.merged:
-        return [finding(round_.leader, f"published {round_.merged}, but the check-ins merge to {merged}")]
-    return _verify_kept(round_, read_blob, finding)
+            merged = merge_blobs(self._layout, self._spec.merge_method, round_.check_ins, blobs, out)
+        except MergeError as exc:
+            self._wrong(round_.number, "", str(exc))
+            return
+        if merged != round_.merged:
+            reason = f"published {round_.merged}, but the check-ins merge to {merged}"
+            self._wrong(round_.number, round_.leader, reason)
+
+    def _wrong(self, number: int, node: str, reason: str) -> None:
+        self.checked.add(number)
+        self.mismatches.append(Finding(contract=self._spec.name, round=number, node=node, reason=reason))
+
+    def _skip(self, round_: Round, reason: str) -> None:
+        self.skipped.append(Finding(contract=self._spec.name, round=round_.number, node="", reason=reason))
 
 
-def _read(check_in: CheckIn, layout: Layout, read_blob: ReadBlob) -> ReadableBuffer:
-    data = read_blob(check_in.blob)
-    _check_hash(check_in.blob, data)
-    check_blob(layout, data, check_in.node)
-    return data
+def _layout(spec: ContractSpec, rounds: Sequence[Round], read_blob: ReadBlob) -> Layout | None:
+    """From its own blob, or the first whole blob of a check-in that has it; None where there is none."""
+    for blob in (spec.model, *(check_in.blob for round_ in rounds for check_in in round_.check_ins)):
+        try:
+            found = parse(_read(blob, read_blob))
+        except (BlobNotFound, BlobCorrupt):
+            continue
+        if model_hash(found) == spec.model:
+            return found
+    return None
 
 
-def _verify_kept(round_: Round, read_blob: ReadBlob, finding: Callable[[str, object], Finding]) -> list[Finding]:
-    """The merged blob, where it was kept, has the bytes that the ledger names."""
-    try:
-        _check_hash(round_.merged, read_blob(round_.merged))
-    except BlobNotFound:
-        return []
-    except BlobCorrupt as exc:
-        return [finding(round_.leader, exc)]
-    return []
-
-
-def _check_hash(blob: str, data: ReadableBuffer) -> None:
+def _read(blob: str, read_blob: ReadBlob) -> ReadableBuffer:
+    """The blob's bytes; BlobCorrupt where they are not those that it is named by."""
+    data = read_blob(blob)
     if (found := hash_bytes(data)) != blob:
         raise BlobCorrupt(f"blob {blob} was changed: its bytes now have the hash {found}")
+    return data

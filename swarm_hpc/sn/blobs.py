@@ -18,8 +18,9 @@ from typing import Final
 from aiohttp import web
 
 from swarm_hpc.config import TransferConfig
-from swarm_hpc.errors import BlobNotFound, NotAuthorized, SwarmError
-from swarm_hpc.records import Event, Kind, NodeName, Round, TrainingContract
+from swarm_hpc.errors import BlobNotFound, NotAuthorized, NotFound, SwarmError
+from swarm_hpc.kernels.plan import MAX_HEADER_BYTES
+from swarm_hpc.records import LABEL, Event, Kind, NodeName, Round, SiteRecord, TrainingContract
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.owners import Owners
@@ -54,6 +55,8 @@ class ContractBlobs:
         self._sites: dict[str, frozenset[str]] = {}
         self._layouts: dict[str, str] = {}
         self._members: frozenset[str] = frozenset()
+        self._removed: frozenset[str] = frozenset()
+        self._taking: set[asyncio.Task[web.StreamResponse]] = set()
         self._arriving: Counter[str] = Counter()
         self._deleting = asyncio.Lock()
         self._to_sweep: asyncio.Queue[str] = asyncio.Queue()
@@ -74,6 +77,7 @@ class ContractBlobs:
             if sweeper:
                 sweeper.cancel()
                 await asyncio.wait([sweeper])
+            await blobs._end_taking()
             blobs._owners.close()
 
     def add_routes(self, app: web.Application) -> None:
@@ -87,6 +91,8 @@ class ContractBlobs:
         owners = self._owners.of(blob)
         if not owners:
             raise BlobNotFound(f"this SN has no blob {blob}")
+        if peer.site in self._removed:
+            raise NotAuthorized(f"{peer}: site {peer.site} was voted out of the network")
         if peer.kind in _AUDITORS:
             return
         if peer.kind not in _WRITERS:
@@ -95,8 +101,8 @@ class ContractBlobs:
             names = ", ".join(sorted(owners))
             raise NotAuthorized(f"{peer}: blob {blob} belongs to {names}, which site {peer.site} has not joined")
 
-    async def may_write(self, peer: NodeName, contract: str, blob: str) -> None:
-        """SL and SWOP of any member site may, once the contract is there: they put the layout before they join."""
+    async def may_write(self, peer: NodeName, contract: str, blob: str) -> int | None:
+        """SL and SWOP of sites in the contract may; those of other member sites its layout only, before they join."""
         if peer.kind not in _WRITERS:
             raise NotAuthorized(f"{peer}: nodes of kind {peer.kind} may not write blobs")
         if peer.site not in self._members:
@@ -105,10 +111,16 @@ class ContractBlobs:
         # Who only knows the hash of another contract's blob must not become its owner, and so its reader.
         if owners - {contract} and not self._readable(peer, blob, owners):
             raise NotAuthorized(f"{peer}: blob {blob} belongs to another training contract")
+        if not LABEL.fullmatch(contract):
+            raise NotFound(f"no training contract can be called {contract[:80]!r}")
         found = await self._live.read(lambda ledger: ledger.contract(contract))
+        is_layout = blob == found.spec.model
+        if not is_layout and peer.site not in _sites(found):
+            raise NotAuthorized(f"{peer}: site {peer.site} has not joined {contract}: join it before its blobs are put")
         async with self._deleting:
             self._arriving[blob] += 1
         _arrival.set(_Arrival(blob, contract, found.round))
+        return MAX_HEADER_BYTES if is_layout else None
 
     def _readable(self, peer: NodeName, blob: str, owners: frozenset[str]) -> bool:
         if any(peer.site in self._sites.get(contract, ()) for contract in owners):
@@ -117,6 +129,15 @@ class ContractBlobs:
 
     @web.middleware
     async def _note_arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method in ("GET", "HEAD"):
+            return await handler(request)
+        # A client that leaves cancels its request. What has arrived by then must not lose its owner.
+        task = asyncio.create_task(self._take(request, handler))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+        return await asyncio.shield(task)
+
+    async def _take(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         # The owner is recorded when the bytes are there and verified, before the sender hears so. A crash in between
         # leaves a blob without an owner, which `_restart` deletes; the sender repeats.
         _arrival.set(None)
@@ -130,11 +151,19 @@ class ContractBlobs:
             if arrived := _arrival.get():
                 self._arriving -= Counter([arrived.blob])
 
-    async def _restart(self) -> None:
-        def ask(ledger: Ledger) -> tuple[frozenset[str], tuple[TrainingContract, ...]]:
-            return frozenset(site.name for site in ledger.sites() if site.active), ledger.contracts()
+    async def _end_taking(self) -> None:
+        """End what is still on its way when the SN stops."""
+        taking = tuple(self._taking)
+        for task in taking:
+            task.cancel()
+        await asyncio.gather(*taking, return_exceptions=True)
 
-        self._members, contracts = await self._live.read(ask)
+    async def _restart(self) -> None:
+        def ask(ledger: Ledger) -> tuple[tuple[SiteRecord, ...], tuple[TrainingContract, ...]]:
+            return ledger.sites(), ledger.contracts()
+
+        sites, contracts = await self._live.read(ask)
+        self._know(sites)
         for contract in contracts:
             self._remember(contract)
             if self._transfer.keep_rounds:
@@ -148,17 +177,20 @@ class ContractBlobs:
 
     async def _learn(self, events: Sequence[Event]) -> None:
         if any(event.name in ("SiteAdmitted", "SiteRemoved") for event in events):
-            sites = await self._live.read(lambda ledger: ledger.sites())
-            self._members = frozenset(site.name for site in sites if site.active)
+            self._know(await self._live.read(lambda ledger: ledger.sites()))
         for name in {event.contract for event in events if event.name in ("ContractCreated", "Joined")}:
             self._remember(await self._live.read(_contract(name)))
         for name in {event.contract for event in events if event.name == "Published"}:
             self._to_sweep.put_nowait(name)
 
+    def _know(self, sites: Sequence[SiteRecord]) -> None:
+        self._members = frozenset(site.name for site in sites if site.active)
+        self._removed = frozenset(site.name for site in sites if not site.active)
+
     def _remember(self, contract: TrainingContract) -> None:
         name = contract.spec.name
         self._layouts[name] = contract.spec.model
-        self._sites[name] = frozenset(NodeName.parse(each.node).site for each in contract.participants)
+        self._sites[name] = _sites(contract)
 
     async def _sweep_published(self) -> None:
         while True:
@@ -187,6 +219,10 @@ class ContractBlobs:
         for blob in blobs:
             if self._owners.remove(blob, contract):
                 self._store.delete(blob)
+
+
+def _sites(contract: TrainingContract) -> frozenset[str]:
+    return frozenset(NodeName.parse(each.node).site for each in contract.participants)
 
 
 def _contract(name: str) -> Callable[[Ledger], TrainingContract]:

@@ -154,6 +154,16 @@ class SnClient:
         answer = await self._post(_path(contract, "rounds", number, "claim"), node=node, incarnation=incarnation)
         return decode(Round, answer)
 
+    async def drop(self, contract: str, number: int, node: str, incarnation: int, absent: str) -> Round:
+        """Take the check-in of `absent`, whose blob cannot be had, out of the round; below min_peers it opens again.
+
+        For the leader (NotLeader); RoundError while `absent` is not away on the ledger.
+        """
+        answer = await self._post(
+            _path(contract, "rounds", number, "drop"), node=node, incarnation=incarnation, absent=absent
+        )
+        return decode(Round, answer)
+
     async def publish(self, contract: str, number: int, node: str, incarnation: int, merged: str) -> Round:
         """Name the merged blob, which the others fetch from now on: put it first. NotLeader."""
         answer = await self._post(

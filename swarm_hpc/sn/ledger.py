@@ -255,6 +255,16 @@ class Ledger(TaskLedger):
         what = f"{node} publishing round {number} of {contract}"
         self._chain.send("Training", "publish", contract, number, node, incarnation, digest, what=what)
 
+    def drop(self, contract: str, number: int, node: str, incarnation: int, absent: str) -> None:
+        """State, as the leader, that the blob of `absent`, which is away, cannot be had: its check-in is removed.
+
+        The round opens again where fewer than min_peers are left. No-op where `absent` is dropped already. NotLeader;
+        RoundError while `absent` is not away; RoundClosed, Fenced.
+        """
+        absent = str(_node_name(absent))
+        what = f"{node} dropping {absent} from round {number} of {contract}"
+        self._chain.send("Training", "drop", contract, number, node, incarnation, absent, what=what)
+
     def round(self, contract: str, number: int) -> Round:
         """The round as it is now. The current one may have no check-ins; NotFound for a later one."""
         view = self._chain.call("Training", "round_view", contract, number, what=f"round {number} of {contract}")

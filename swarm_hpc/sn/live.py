@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from swarm_hpc.records import Event
 from swarm_hpc.sn.ledger import Ledger
 
 R = TypeVar("R")
+
+_THREADS: Final = 4
 
 
 class LiveLedger:
@@ -27,6 +31,8 @@ class LiveLedger:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[Sequence[Event]], Awaitable[None]]] = []
         self._stopped = False
+        # Threads of its own: blobs that keep those of asyncio.to_thread busy must not hold up the rounds.
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="ledger")
 
     @property
     def cursor(self) -> int:
@@ -39,7 +45,7 @@ class LiveLedger:
 
     async def read(self, ask: Callable[[Ledger], R]) -> R:
         """What `ask` answers, called in a thread."""
-        return await asyncio.to_thread(ask, self._ledger)
+        return await self._in_thread(partial(ask, self._ledger))
 
     async def write(self, act: Callable[[Ledger], R]) -> R:
         """What `act` answers, called in a thread while no other write runs; then wakes all who wait.
@@ -82,16 +88,23 @@ class LiveLedger:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def close(self) -> None:
+        """End the threads; the ledger is no longer used after this."""
+        self._threads.shutdown()
+
+    async def _in_thread(self, call: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
     async def _write(self, act: Callable[[Ledger], R]) -> R:
         async with self._writing:
             try:
-                return await asyncio.to_thread(act, self._ledger)
+                return await self._in_thread(partial(act, self._ledger))
             finally:
                 # Also after a refusal: an act of several transactions may have done some of them.
                 await self._catch_up()
 
     async def _catch_up(self) -> None:
-        events = await asyncio.to_thread(self._ledger.events, self._cursor)
+        events = await self._in_thread(partial(self._ledger.events, self._cursor))
         if not events:
             return
         for event in events:

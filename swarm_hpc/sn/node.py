@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -49,6 +50,7 @@ def run(config: SnConfig) -> None:
 async def _run(config: SnConfig, identity: Identity) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    _raise_file_limit()
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, stop.set)
     async with start(config, identity) as address:
@@ -68,9 +70,9 @@ async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
     )
     with _data_dir(data_dir):
         ledger = await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
+    live = LiveLedger(ledger)
     try:
         (data_dir / ENDPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed
-        live = LiveLedger(ledger)
         membership = Membership(live, lease_s=config.lease_s, endpoint=founder.endpoint, bundle=identity.bundle)
         await membership.restart()
         async with ContractBlobs.open(live, data_dir / "blobs", config.transfer) as blobs:
@@ -89,6 +91,7 @@ async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
                     await live.stop()
             await live.stop()  # what was asked while the server ended
     finally:
+        live.close()
         ledger.close()
 
 
@@ -110,6 +113,12 @@ async def _watch(membership: Membership, lease_s: float) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+def _raise_file_limit() -> None:
+    """As many connections as the system allows: the usual soft limit of 1024 is for programs that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

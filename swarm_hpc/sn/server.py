@@ -16,6 +16,7 @@ from aiohttp import web
 
 from swarm_hpc.errors import ConfigError, ContractMismatch, ModelMismatch, NotAuthorized, NotFound, ProtocolError
 from swarm_hpc.records import (
+    LABEL,
     CheckIn,
     ContractSpec,
     FinishMode,
@@ -34,12 +35,19 @@ from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.waits import wait_for_events, wait_for_round
+from swarm_hpc.transport.line import split_address
 from swarm_hpc.transport.server import allow, body
 
 T = TypeVar("T")
 
 ACTORS: Final = (Kind.SL, Kind.SWOP)
 READERS: Final = (*ACTORS, Kind.SN, Kind.SWCI, Kind.UI)
+
+
+MAX_WAITING_CHARS: Final = 1000
+MAX_COUNT: Final = 1 << 53
+"""Largest whole number that every reader of JSON takes for what it is."""
+MAX_FIGURE: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,7 @@ class SnApi:
                 web.get(rounds + "/{number}", self.get_round),
                 web.post(rounds + "/{number}/check-in", self.check_in),
                 web.post(rounds + "/{number}/claim", self.claim),
+                web.post(rounds + "/{number}/drop", self.drop),
                 web.post(rounds + "/{number}/publish", self.publish),
                 web.get("/v1/events", self.get_events),
             ]
@@ -100,7 +109,12 @@ class SnApi:
         """A new incarnation of a node."""
         said = await body(request)
         name = _acting(request, said, "name")
-        record = await self.membership.register(name, _take(said, "endpoint", str), _take(said, "instance", str))
+        endpoint, instance = _take(said, "endpoint", str), _take(said, "instance", str)
+        if endpoint:
+            split_address(endpoint)  # its peers will try to connect there
+        if not instance.isprintable():
+            raise ProtocolError(f"instance: {instance[:80]!r} holds control characters")
+        record = await self.membership.register(name, endpoint, instance)
         return web.json_response({"node": encode(record), "lease_s": self.membership.lease_s})
 
     async def get_nodes(self, request: web.Request) -> web.Response:
@@ -113,7 +127,8 @@ class SnApi:
         """Renews the lease."""
         said = await body(request)
         name = str(_acting(request, said, "name"))
-        await self.membership.heartbeat(name, _take(said, "incarnation", int), _take(said, "progress", Progress))
+        progress = _shown(_take(said, "progress", Progress))
+        await self.membership.heartbeat(name, _take(said, "incarnation", int), progress)
         return web.json_response({"lease_s": self.membership.lease_s})
 
     async def leave(self, request: web.Request) -> web.Response:
@@ -126,10 +141,12 @@ class SnApi:
 
     async def create_contract(self, request: web.Request) -> web.Response:
         """Creates it, or compares with the one that is there."""
-        allow(request, *ACTORS)
+        peer = allow(request, *ACTORS)
         spec = _take(await body(request), "spec", ContractSpec)
 
         def act(ledger: Ledger) -> TrainingContract:
+            if not any(site.name == peer.site and site.active for site in ledger.sites()):
+                raise NotAuthorized(f"{peer}: site {peer.site} is no member of the network; register a node first")
             try:
                 check_same(spec, ledger.contract(spec.name).spec)
             except NotFound:
@@ -146,12 +163,12 @@ class SnApi:
     async def get_contract(self, request: web.Request) -> web.Response:
         """One contract."""
         allow(request, *READERS)
-        name = request.match_info["contract"]
+        name = _contract(request)
         return _json(await self.live.read(lambda ledger: ledger.contract(name)))
 
     async def join(self, request: web.Request) -> web.Response:
         """Makes the node a participant."""
-        name = request.match_info["contract"]
+        name = _contract(request)
         said = await body(request)
         node, incarnation = await self._act(request, said)
         platform, model = _take(said, "platform", Platform), _take(said, "model", str)
@@ -169,7 +186,7 @@ class SnApi:
 
     async def finish(self, request: web.Request) -> web.Response:
         """The node trains no more."""
-        name = request.match_info["contract"]
+        name = _contract(request)
         said = await body(request)
         node, incarnation = await self._act(request, said)
         mode = _take(said, "mode", FinishMode)
@@ -185,7 +202,7 @@ class SnApi:
     async def check_in(self, request: web.Request) -> web.Response:
         """The node's parameters for the round are these."""
         said = await body(request)
-        check_in = _take(said, "check_in", CheckIn)
+        check_in = _recorded(_take(said, "check_in", CheckIn))
         node, incarnation = await self._act(request, said | {"node": check_in.node})
         assert node == check_in.node
         return await self._change_round(
@@ -197,6 +214,15 @@ class SnApi:
         node, incarnation = await self._act(request, await body(request))
         return await self._change_round(
             request, lambda ledger, name, number: ledger.claim(name, number, node, incarnation)
+        )
+
+    async def drop(self, request: web.Request) -> web.Response:
+        """The leader cannot have the blob of a node that is away."""
+        said = await body(request)
+        node, incarnation = await self._act(request, said)
+        absent = _take(said, "absent", str)
+        return await self._change_round(
+            request, lambda ledger, name, number: ledger.drop(name, number, node, incarnation, absent)
         )
 
     async def publish(self, request: web.Request) -> web.Response:
@@ -211,7 +237,7 @@ class SnApi:
     async def get_rounds(self, request: web.Request) -> web.Response:
         """Rounds from first to last."""
         allow(request, *READERS)
-        name = request.match_info["contract"]
+        name = _contract(request)
         first = _number(request, "first", 1)
         last = _number(request, "last", 0) or None
         return _json(await self.live.read(lambda ledger: ledger.rounds(name, first, last)))
@@ -274,7 +300,35 @@ def _acting(request: web.Request, said: dict[str, Any], key: str) -> NodeName:
         raise ConfigError(f"{key}: {exc}") from exc
     if node.site != peer.site:
         raise NotAuthorized(f"{peer} may act for nodes of site {peer.site} only, not for {node}")
+    if node.kind not in ACTORS:
+        raise NotAuthorized(f"{peer} may act for nodes of kind {' or '.join(ACTORS)} only, not for {node}")
     return node
+
+
+def _shown(progress: Progress) -> Progress:
+    """What the SN keeps of a node's progress: it stays in memory and is told to everybody."""
+    return replace(
+        progress,
+        contract=progress.contract[:63],
+        metric_name=progress.metric_name[:63],
+        waiting=progress.waiting[:MAX_WAITING_CHARS],
+        loss=_figure(progress.loss),
+        metric=_figure(progress.metric),
+        **{key: min(max(getattr(progress, key), 0), MAX_COUNT) for key in ("epoch", "total_epochs", "batch")},
+    )
+
+
+def _recorded(check_in: CheckIn) -> CheckIn:
+    """The check-in without figures that the ledger could not hold; ProtocolError for resources that nobody can use."""
+    used = check_in.resources
+    if not (0 <= used.cpu_s <= MAX_COUNT and 0 <= used.gpu_s <= MAX_COUNT):
+        raise ProtocolError(f"check_in: resources: {used.cpu_s} s and {used.gpu_s} s are no times")
+    return replace(check_in, loss=_figure(check_in.loss), metric=_figure(check_in.metric))
+
+
+def _figure(value: float | None) -> float | None:
+    """A loss or metric; None where a training that diverged has none worth the name."""
+    return value if value is not None and abs(value) <= MAX_FIGURE else None
 
 
 def _take(said: dict[str, Any], key: str, cls: type[T]) -> T:
@@ -286,8 +340,15 @@ def _take(said: dict[str, Any], key: str, cls: type[T]) -> T:
         raise ProtocolError(f"{key}: {exc}") from exc
 
 
+def _contract(request: web.Request) -> str:
+    name = request.match_info["contract"]
+    if not LABEL.fullmatch(name):
+        raise NotFound(f"no training contract can be called {name[:80]!r}")
+    return name
+
+
 def _round(request: web.Request) -> tuple[str, int]:
-    return request.match_info["contract"], _whole(request.match_info["number"], "the round's number")
+    return _contract(request), _whole(request.match_info["number"], "the round's number")
 
 
 def _number(request: web.Request, key: str, default: int) -> int:

@@ -93,6 +93,7 @@ def round_(contract_name: str, view: View) -> Round:
         leader=view["leader"],
         leader_due_in_s=view["leader_due_in_s"] if state is RoundState.CLAIMED else None,
         replaceable=view["replaceable"],
+        orphaned=view["orphaned"],
         merged=hash_text(view["merged"]),
         published_at=view["published_at"],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace, TracebackType
@@ -16,6 +15,7 @@ from swarm_hpc.errors import NotAuthorized, NotReachable, ProtocolError, TimedOu
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.identity.handshake import refusal
 from swarm_hpc.records import Kind, NodeName
+from swarm_hpc.transport import document
 from swarm_hpc.transport.retry import CONNECT_ATTEMPT_S, Patience, at, dropped_for_good, problem
 
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -128,6 +128,8 @@ class ApiClient:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=context, limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,  # a small answer could unpack to any size
                 trace_configs=[trace],
             )
         return self._session
@@ -137,7 +139,7 @@ class ApiClient:
             error = problem(self.address, answer.status, answer.headers.get("Content-Type", ""), text)
             raise error or NotReachable(f"{self.address}: a proxy answered {answer.status} for it")
         try:
-            return json.loads(text) if text else None
+            return document.parse(text) if text else None
         except ValueError as exc:
             raise ProtocolError(f"{self.address} answered {answer.method} {answer.url.path} with no JSON") from exc
 

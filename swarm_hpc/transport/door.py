@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from swarm_hpc.identity.certs import Identity
+from swarm_hpc.identity.certs import Identity, peer_name
 from swarm_hpc.identity.handshake import refusal
 from swarm_hpc.records import NodeName
+from swarm_hpc.transport.watch import Watch
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 """How long a peer has for its handshake; a lost one must not hold a connection for ever."""
+MAX_HANDSHAKES: Final = 256
+"""So many at once: whoever is beyond is cut off before a byte, since nobody knows yet who it is."""
+MAX_CONNECTIONS_PER_SITE: Final = 512
+"""One site's nodes cannot take all file descriptors from the others."""
 
 
 class Doorkeeper:
@@ -29,6 +35,7 @@ class Doorkeeper:
         self.indoors = indoors
         """Makes the protocol that takes over after the handshake."""
         self._entering: set[asyncio.Task[None]] = set()
+        self._inside: Counter[str] = Counter()
 
     def __call__(self) -> asyncio.Protocol:
         """A Door: this is the protocol factory of the listening socket."""
@@ -36,9 +43,21 @@ class Doorkeeper:
 
     def let_in(self, door: Door, transport: asyncio.Transport) -> None:
         """Start the handshake of one connection."""
+        if len(self._entering) >= MAX_HANDSHAKES:
+            log.warning("refused %s: %d handshakes are under way", _address(transport), MAX_HANDSHAKES)
+            transport.abort()
+            return
         task = asyncio.get_running_loop().create_task(door.enter(transport))
         self._entering.add(task)
         task.add_done_callback(self._entering.discard)
+
+    def watch(self, name: NodeName) -> Watch | None:
+        """The protocol for a node that was let in; None where its site has too many connections."""
+        if self._inside[name.site] >= MAX_CONNECTIONS_PER_SITE:
+            log.warning("refused %s: site %s has %d connections", name, name.site, MAX_CONNECTIONS_PER_SITE)
+            return None
+        self._inside[name.site] += 1
+        return Watch(self.indoors(), lambda: self._inside.subtract([name.site]))
 
     async def close(self) -> None:
         """End all handshakes that are under way."""
@@ -91,7 +110,10 @@ class Door(asyncio.Protocol):
             if secured is not None:
                 secured.close()
             return
-        protocol = self._keeper.indoors()
+        protocol = self._keeper.watch(peer_name(secured.get_extra_info("ssl_object")))
+        if protocol is None:
+            secured.close()
+            return
         secured.set_protocol(protocol)
         protocol.connection_made(secured)
         if self._early:

@@ -20,6 +20,8 @@ _HTTPS_PORT = 443
 
 def split_address(address: str) -> tuple[str, int]:
     """host and port of `host[:port]`; ProtocolError if it is no address."""
+    if not address.isprintable() or " " in address or "@" in address:  # urlsplit drops line ends without a word
+        raise ProtocolError(f"{address[:200]!r} is no address: expected host:port")
     try:
         parts = urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Final
 
 from swarm_hpc.errors import IdentityError, NotAuthorized, ProtocolError, SwarmError, by_name
+from swarm_hpc.transport import document
 
 CONNECT_ATTEMPT_S: Final = 10.0
 """How long one attempt to connect may take: packets to a host behind a firewall are just lost."""
@@ -66,7 +66,7 @@ def problem(address: str, status: int, content_type: str, text: bytes) -> SwarmE
     """The exception that an answer stands for; None when a proxy answers for a lost server (502, 503, 504)."""
     if content_type.partition(";")[0].strip() == "application/problem+json":
         try:
-            values = json.loads(text)
+            values = document.parse(text)
             return by_name(str(values["title"]))(str(values["detail"]))
         except (ValueError, KeyError, TypeError):
             return ProtocolError(f"{address} answered {status} with a broken problem document")

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from swarm_hpc.errors import ConfigError, ProtocolError
+from swarm_hpc.errors import BlobCorrupt, ConfigError, ProtocolError, TimedOut
 from swarm_hpc.records import NodeName
 from swarm_hpc.transport.server import body, peer
 from swarm_hpc.transport.store import BLOCK_BYTES, BlobStore, blob_name
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 _RANGE: Final = re.compile(r"bytes=(\d{1,18})-")
 
 MayRead = Callable[[NodeName, str], None]
-MayWrite = Callable[[NodeName, str, str], Awaitable[None]]
+MayWrite = Callable[[NodeName, str, str], Awaitable[int | None]]
+
+STALL_S: Final = 60.0
+"""The longest pause between two pieces of a blob that is put."""
 
 
 def add_blob_routes(
@@ -37,7 +40,7 @@ def add_blob_routes(
     """Serve the store's blobs; take new ones unless `may_write` is None; adopt from `shared_dir` where there is one.
 
     may_read(peer, blob) and may_write(peer, contract, blob) raise NotAuthorized or NotFound. may_write is asked before
-    a byte of the blob is read.
+    a byte of the blob is read; it answers how many bytes the blob may have, None without a limit.
     """
     app.router.add_get("/v1/blobs/{blob}", _Reader(store, may_read).get)
     if may_write is not None:
@@ -64,9 +67,11 @@ class _Taker:
 
     async def put(self, request: web.Request) -> web.StreamResponse:
         blob = blob_name(request.match_info["blob"])
-        await self._may_write(peer(request), _contract(request.query.get("contract")), blob)
+        most_bytes = await self._may_write(peer(request), _contract(request.query.get("contract")), blob)
         if request.content_length is None:
             raise ProtocolError(f"PUT {request.path}: needs a Content-Length")
+        if most_bytes is not None and request.content_length > most_bytes:
+            raise BlobCorrupt(f"blob {blob}: {request.content_length} bytes; at most {most_bytes} are taken")
         if self._store.has(blob):
             await _discard(request.content)
             return web.json_response({}, status=200)
@@ -132,16 +137,21 @@ def _contract(text: object) -> str:
 
 
 async def _receive(content: StreamReader, store: BlobStore, blob: str, size_bytes: int) -> None:
-    with store.writer(blob, size_bytes) as writer:
+    writer = await asyncio.to_thread(store.writer, blob, size_bytes)
+    try:
         async for block in _blocks(content):
             await asyncio.to_thread(writer.write, block)
         await asyncio.to_thread(writer.commit)
+    except BaseException:
+        # In a thread: where this was cancelled, another one may still be writing.
+        await asyncio.to_thread(writer.abort)
+        raise
 
 
 async def _blocks(content: StreamReader) -> AsyncIterator[bytearray]:
     """What arrives, in blocks of about 1 MiB: a thread hop for each small piece would cost more than the piece."""
     block = bytearray()
-    async for piece in content.iter_any():
+    async for piece in _pieces(content):
         block += piece
         if len(block) >= BLOCK_BYTES:
             yield block
@@ -152,5 +162,18 @@ async def _blocks(content: StreamReader) -> AsyncIterator[bytearray]:
 
 async def _discard(content: StreamReader) -> None:
     """Read to the end, so that the client can send it all and then reads our answer on the same connection."""
-    async for _ in content.iter_any():
+    async for _ in _pieces(content):
         pass
+
+
+async def _pieces(content: StreamReader) -> AsyncIterator[bytes]:
+    """What arrives, as it arrives; TimedOut where nothing does."""
+    while True:
+        try:
+            async with asyncio.timeout(STALL_S):
+                piece = await content.readany()
+        except TimeoutError as exc:
+            raise TimedOut(f"the blob stopped arriving: nothing came for {STALL_S:g} s") from exc
+        if not piece:
+            return
+        yield piece

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,17 +11,21 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from swarm_hpc.errors import ConfigError, NotAuthorized, PortInUse, ProtocolError, SwarmError
+from swarm_hpc.errors import ConfigError, NotAuthorized, PortInUse, ProtocolError, SwarmError, TimedOut
 from swarm_hpc.identity.certs import Identity, peer_name
 from swarm_hpc.records import Kind, NodeName
+from swarm_hpc.transport import document
 from swarm_hpc.transport.door import Doorkeeper
+from swarm_hpc.transport.watch import Watch
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-MAX_BODY_BYTES: Final = 16 << 20
+MAX_BODY_BYTES: Final = 1 << 20
 """Largest JSON body; blobs are streamed and have no limit here."""
+BODY_TIMEOUT_S: Final = 30.0
+"""How long a client may take to send a JSON body."""
 _STOP_GRACE_S: Final = 2.0
 """How long requests under way may still take once the server stops; long-polls are cut, and asked again."""
 _READ_BUFFER_BYTES: Final = 1 << 20
@@ -51,11 +54,15 @@ def allow(request: web.Request, *kinds: Kind) -> NodeName:
 
 async def body(request: web.Request) -> dict[str, Any]:
     """The request's JSON object, {} for an empty body; ProtocolError if it is anything else."""
-    text = await request.read()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            text = await request.read()
+    except TimeoutError as exc:
+        raise TimedOut(f"{request.method} {request.path}: the body did not arrive in {BODY_TIMEOUT_S:g} s") from exc
     if not text:
         return {}
     try:
-        values = json.loads(text)
+        values = document.parse(text)
     except ValueError as exc:
         raise ProtocolError(f"{request.method} {request.path}: the body is no JSON: {exc}") from exc
     if not isinstance(values, dict):
@@ -70,7 +77,13 @@ async def serve(app: web.Application, identity: Identity, host: str, port: int) 
     Any node of any site in the trust bundle may connect; handlers authorise (`allow`).
     """
     runner = web.AppRunner(
-        app, handle_signals=False, access_log=None, shutdown_timeout=_STOP_GRACE_S, read_bufsize=_READ_BUFFER_BYTES
+        app,
+        handle_signals=False,
+        access_log=None,
+        shutdown_timeout=_STOP_GRACE_S,
+        read_bufsize=_READ_BUFFER_BYTES,
+        handler_cancellation=True,  # a long-poll whose client left must not go on
+        auto_decompress=False,  # nobody compresses here, and 1 MiB can unpack to 1 GiB
     )
     await runner.setup()
     try:
@@ -99,6 +112,14 @@ async def _listen(keeper: Doorkeeper, host: str, port: int) -> asyncio.Server:
 
 @web.middleware
 async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    watch = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(watch, Watch):
+        return await _answer(request, handler)  # the connection is gone already
+    with watch.answering():
+        return await _answer(request, handler)
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except SwarmError as exc:
@@ -110,7 +131,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     except ConnectionError:
         raise  # the peer went away: aiohttp ends the connection without a word
     except Exception:  # a daemon outlives a bug in one handler
-        log.exception("%s %s of %s failed", request.method, request.path, _who(request))
+        log.exception("%s %s of %s failed", request.method, request.rel_url.raw_path, _who(request))
         return _problem(SwarmError.__name__, 500, "internal error: see the log of the node that was asked")
 
 

@@ -12,9 +12,10 @@ from swarm_hpc.local.results import Outcome, Summary
 from swarm_hpc.records import CheckIn, LedgerStatus, MergeMethod, Round, RoundState
 
 
-def round_(number, losses):
+def round_(number, losses, metric=None):
     check_ins = tuple(
-        CheckIn(node=f"{site}/sl/sl-1", blob="0" * 64, weight=1, loss=loss) for site, loss in losses.items()
+        CheckIn(node=f"{site}/sl/sl-1", blob="0" * 64, weight=1, loss=loss, metric=metric)
+        for site, loss in losses.items()
     )
     return Round(
         contract="digits",
@@ -28,6 +29,7 @@ def round_(number, losses):
         leader="alpha/sl/sl-1",
         leader_due_in_s=None,
         replaceable=False,
+        orphaned=False,
         merged=f"{number:064x}",
         published_at=1,
     )
@@ -86,14 +88,15 @@ def test_without_baselines_the_table_has_gaps_instead_of_figures():
     assert " - " in text
 
 
-def test_a_run_is_saved_with_and_without_losses_and_baselines(tmp_path):
+def test_a_run_is_saved_with_and_without_losses_metrics_and_baselines(tmp_path):
     for number, one in enumerate(
         [
             summary(tmp_path / "0", rounds=[round_(1, {"alpha": 1.0, "beta": None}), round_(2, {"beta": 0.5})]),
             summary(tmp_path / "1", alone=None, pooled=None),
+            summary(tmp_path / "2", alone=7.5, rounds=[round_(1, {"alpha": None}, metric=0.5)]),
         ]
     ):
         one.run_dir.mkdir()
         results.save(one)
         assert json.loads((tmp_path / str(number) / "summary.json").read_text()) == one.as_json()
-        assert (tmp_path / str(number) / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / str(number) / "results.png").read_bytes().startswith(b"\x89PNG")

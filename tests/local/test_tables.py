@@ -43,7 +43,13 @@ def test_a_verification_names_the_round_that_is_wrong():
     )
 
 
-def test_a_clean_verification_is_one_line():
+def test_a_clean_verification_says_what_was_skipped_and_why():
     gone = Finding(contract="digits", round=1, node="", reason="not kept")
     text = shown(tables.show_verification, Verification(rounds_checked=9, findings=(), skipped=(gone,)))
-    assert text == "9 rounds checked, 0 mismatches, 1 skipped (blobs not kept)\n"
+    assert text == "skipped: digits round 1: not kept\n9 rounds checked, 0 mismatches, 1 skipped\n"
+
+
+def test_many_skipped_rounds_are_counted():
+    gone = tuple(Finding(contract="digits", round=n, node="", reason="not kept") for n in range(1, 9))
+    text = shown(tables.show_verification, Verification(rounds_checked=1, findings=(), skipped=gone))
+    assert text.splitlines()[3:] == ["skipped: 5 more for such a reason", "1 round checked, 0 mismatches, 8 skipped"]

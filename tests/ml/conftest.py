@@ -35,6 +35,9 @@ class StubSl:
         return [request for request in self.requests if isinstance(request, kind)]
 
     def close(self):
+        """May be repeated. Fails where the program keeps its session open."""
+        if self._listening.fileno() < 0:
+            return
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join(timeout=30)

@@ -152,3 +152,25 @@ def test_wrong_arguments_are_named_also_in_loopback(ml, loopback, arguments, tex
 def test_a_hook_before_the_begin_is_named(ml, sl):
     with pytest.raises(ConfigError, match="on_train_begin was not called yet"):
         ml.SwarmCallback(sync_frequency=1).on_epoch_end(0)
+
+
+def test_with_mixed_precision_the_float32_weights_travel_and_no_seed_or_optimizer_state(ml, sl):
+    keras = ml.keras
+    layers = [keras.Input([4]), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+    for layer in layers[1:]:
+        layer.dtype_policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    model = keras.Sequential(layers)
+    model.compile(optimizer=keras.optimizers.Adam(), loss="mse")
+    fit(model, ml.SwarmCallback(sync_frequency=2))
+    assert [spec.dtype for spec in sl.asked(OpenRequest)[0].tensors] == ["F32"] * 4
+
+
+def test_a_fit_that_fails_leaves_the_swarm_at_the_end_of_the_with_block(ml, sl):
+    class Failing(ml.keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise ZeroDivisionError
+
+    swarm = ml.SwarmCallback(sync_frequency=2)
+    with pytest.raises(ZeroDivisionError), swarm:
+        fit(build(ml.keras), swarm, callbacks=[swarm, Failing()])
+    sl.close()  # waits for the end of the session, although `swarm` lives

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from swarm_hpc.errors import ConfigError
+from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import place
 from swarm_hpc.ml.pytorch import CODES, SwarmCallback, TorchModel
@@ -225,3 +225,55 @@ def test_validation_data_of_the_wrong_form_is_named(sl, data, text):
     swarm = SwarmCallback(model=nn.Linear(3, 1), sync_frequency=1, ads_val_data=data, loss_function="MSELoss")
     with pytest.raises(ConfigError, match=text):
         swarm.on_train_begin()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        pytest.param(
+            lambda model: torch.compile(nn.DataParallel(model)),
+            id="compile",
+            # torch's compiler takes seconds to import, and uses what it calls deprecated itself
+            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
+        ),
+    ],
+)
+def test_a_wrapped_model_has_the_names_of_the_one_inside(sl, wrap):
+    model = Tied()
+    swarm = SwarmCallback(model=wrap(model), sync_frequency=1)
+    swarm.on_train_begin()
+    names = {spec.name for spec in sl.asked(OpenRequest)[0].tensors}
+    assert names == {spec.name for spec in TorchModel(model).describe()[0]}
+    swarm.close()
+
+
+def test_a_lazy_model_is_named():
+    with pytest.raises(ConfigError, match=r"'weight' has no shape yet"):
+        TorchModel(nn.LazyLinear(3)).describe()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda model: model.half(), r"'bias' was torch\.float32 \[1\] .* and is torch\.float16 \[1\]"),
+        (lambda model: setattr(model, "bias", nn.Parameter(torch.zeros(()))), r"and is torch\.float32 \[\]"),
+        (lambda model: setattr(model, "bias", None), "'bias' .* and is gone"),
+    ],
+)
+def test_a_model_that_was_changed_since_the_begin_is_named_and_never_converted(change, text):
+    model = nn.Linear(3, 1)
+    with arena_for(model) as arena:
+        change(model)
+        for copy in (TorchModel(model).write, TorchModel(model).read):
+            with pytest.raises(ModelMismatch, match=text):
+                copy(arena)
+
+
+def test_an_exception_in_the_training_ends_the_session_at_the_end_of_the_with_block(sl):
+    with pytest.raises(ZeroDivisionError), SwarmCallback(model=Tied(), sync_frequency=1) as swarm:
+        swarm.on_train_begin()
+        raise ZeroDivisionError
+    sl.close()  # waits for the end of the session
+    with pytest.raises(ConfigError, match="the session was closed"):
+        swarm.on_batch_end()

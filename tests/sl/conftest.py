@@ -123,18 +123,24 @@ def identities(tmp_path_factory) -> dict[str, IdentityConfig]:
     return {site: issue(site, Kind.SL, "sl") for site in SITES} | {"sn": issue("alpha", Kind.SN, "sn")}
 
 
-@pytest.fixture(params=list(TransferMode))
+@pytest.fixture(params=[TransferMode.GATEWAY, pytest.param(TransferMode.DIRECT, marks=pytest.mark.slow)])
 def transfer(request) -> TransferMode:
+    """Both ways; among the fast tests, those that are about one of them name it."""
     return request.param
 
 
 @pytest.fixture
-async def swarm(tmp_path, identities, transfer):
+def lease_s() -> float:
+    return 3.0
+
+
+@pytest.fixture
+async def swarm(tmp_path, identities, transfer, lease_s):
     """An SN that serves; SL nodes are started by the test."""
     config = SnConfig(
         port=0,
         data_dir=str(tmp_path / "sn"),
-        lease_s=3.0,
+        lease_s=lease_s,
         identity=identities["sn"],
         transfer=TransferConfig(min_free_mib=0, keep_rounds=0),
     )

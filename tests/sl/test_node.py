@@ -27,6 +27,7 @@ from swarm_hpc.sl.verify import verify_rounds
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
 
+@pytest.mark.parametrize("transfer", TransferMode, indirect=True)
 async def test_three_nodes_end_each_round_with_the_weighted_mean(swarm):
     async with swarm.node("alpha", min_peers=3), swarm.node("beta", min_peers=3), swarm.node("gamma", min_peers=3):
         programs = [swarm.program(site) for site in ("alpha", "beta", "gamma")]
@@ -175,7 +176,7 @@ async def test_the_ledgers_rounds_can_be_replayed(swarm):
         rounds = [round_ for round_ in await sn.rounds("digits") if round_.state is RoundState.PUBLISHED]
         names = {c.blob for r in rounds for c in r.check_ins} | {r.merged for r in rounds} | {contract.spec.model}
         blobs = {name: await sn.download(name) for name in names}
-    report = verify_rounds(rounds, lambda: blobs[contract.spec.model], blobs.__getitem__, MergeMethod.MEAN)
+    report = verify_rounds(contract.spec, rounds, blobs.__getitem__)
     assert (report.rounds_checked, report.mismatches, report.skipped) == (2, (), ())
 
 

@@ -99,6 +99,9 @@ class Sl:
     async def claim(self, number: int) -> Any:
         return await self.client.claim("demo", number, self.name, self.incarnation)
 
+    async def drop(self, number: int, absent: str) -> Any:
+        return await self.client.drop("demo", number, self.name, self.incarnation, absent)
+
     async def publish(self, number: int, merged: str = "cd" * 32) -> Any:
         return await self.client.publish("demo", number, self.name, self.incarnation, merged)
 

@@ -108,9 +108,9 @@ async def test_a_blob_that_is_not_what_its_hash_says_leaves_nothing_behind(swarm
 async def test_a_full_disk_is_told_by_name(start_swarm, sn_config, new_spec):
     sn_config.transfer.min_free_mib = 1 << 40
     one = await (await start_swarm()).sl("alpha/sl/one")
-    await one.client.create_contract(new_spec())
+    await one.client.create_contract(new_spec(model=MODEL))
     with pytest.raises(DiskFull, match="min_free_mib"):
-        await put(one, b"parameters")
+        await put(one, LAYOUT)
 
 
 async def test_the_sn_takes_blobs_out_of_the_shared_folder(start_swarm, sn_config, new_spec, tmp_path):

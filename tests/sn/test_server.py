@@ -19,6 +19,7 @@ from swarm_hpc.errors import (
     ProtocolError,
     RoundClaimed,
     RoundClosed,
+    RoundError,
     TrainingOver,
 )
 from swarm_hpc.records import CheckIn, ContractState, FinishMode, Kind, Platform, Progress, RoundState
@@ -63,6 +64,24 @@ async def test_the_others_hear_that_the_round_is_claimed_and_that_they_do_not_le
         await two.publish(1)
 
 
+async def test_the_leader_goes_on_without_a_node_that_is_away(swarm) -> None:
+    one, two, lost = await swarm.joined("alpha/sl/one", "beta/sl/two", "beta/sl/straggler")
+    for node in (one, two, lost):
+        await node.check_in(1)
+    await one.claim(1)
+    with pytest.raises(RoundError, match="the node is there"):
+        await one.drop(1, lost.name)
+    await lost.client.leave(lost.name, lost.incarnation)
+    with pytest.raises(NotLeader):
+        await two.drop(1, lost.name)
+    dropped = await one.drop(1, lost.name)
+    assert [each.node for each in dropped.check_ins] == [one.name, two.name]
+    assert replace(await one.drop(1, lost.name), leader_due_in_s=None) == replace(dropped, leader_due_in_s=None)
+    with pytest.raises(RoundClosed):
+        await lost.check_in(1)
+    assert (await one.publish(1)).state is RoundState.PUBLISHED
+
+
 async def test_a_late_node_gets_round_closed(swarm) -> None:
     one, two, late = await swarm.joined("alpha/sl/one", "alpha/sl/late-not", "beta/sl/late", quorum_wait_s=0)
     await one.check_in(1)
@@ -97,6 +116,7 @@ async def test_a_node_acts_for_nodes_of_its_own_site_only(swarm) -> None:
         intruder.finish("demo", two.name, 1, FinishMode.INACTIVE),
         intruder.check_in("demo", 1, 1, CheckIn(node=two.name, blob=MODEL, weight=1)),
         intruder.claim("demo", 1, two.name, 1),
+        intruder.drop("demo", 1, two.name, 1, one.name),
         intruder.publish("demo", 1, two.name, 1, MERGED),
     ]
     for call in calls:

@@ -120,9 +120,11 @@ def network(tmp_path: Path) -> Iterator[Callable[..., Network]]:
     """Makes a network with certificates but no process; ends whatever was started."""
     made: list[Network] = []
 
-    def make(sites: str = "alpha beta gamma", *, min_peers: int = 2, **changes: Any) -> Network:
+    def make(
+        sites: str = "alpha beta gamma", *, min_peers: int = 2, leader_timeout_s: int = 10, **changes: Any
+    ) -> Network:
         names = sites.split()
-        rules = RoundConfig(contract=CONTRACT, min_peers=min_peers, quorum_wait_s=20, leader_timeout_s=2)
+        rules = RoundConfig(contract=CONTRACT, min_peers=min_peers, quorum_wait_s=20, leader_timeout_s=leader_timeout_s)
         config = LocalConfig(
             experiment=ExperimentConfig(name=CONTRACT, metric="mean", platform=Platform.PYTORCH, prepare=[], train=[]),
             sites=len(names),

@@ -5,11 +5,13 @@ import time
 
 import pytest
 
+from swarm_hpc.config import TransferConfig, TransferMode
 from swarm_hpc.local import processes
 from swarm_hpc.local.swarm import fetch_rounds
 from swarm_hpc.records import RoundState
 from tests.system.conftest import CONTRACT, Network, sites_of, until
 
+both_ways = pytest.mark.parametrize("mode", TransferMode)
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 EVERYBODY = {"alpha", "beta", "gamma"}
 
@@ -38,8 +40,9 @@ def rejoin(network: Network, site: str, number: int) -> None:
     network.await_round(number + 1, with_sites=EVERYBODY)
 
 
-def test_a_killed_leader_is_replaced_and_rejoins(network):
-    net = network()
+@both_ways
+def test_a_killed_leader_is_replaced_and_rejoins(network, mode):
+    net = network(transfer=TransferConfig(mode=mode))
     net.start(SIZE="1000000")
     net.await_round(1, with_sites=EVERYBODY)
     site, number = stop_a_leader(net)
@@ -55,7 +58,7 @@ def test_a_killed_leader_is_replaced_and_rejoins(network):
 
 
 def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
-    net = network(lease_s=30.0)
+    net = network(lease_s=30.0, leader_timeout_s=2)
     net.start(SIZE="1000000")
     site, number = stop_a_leader(net)
     after = net.await_round(number)
@@ -65,8 +68,9 @@ def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
     net.finish()
 
 
-def test_the_others_go_on_without_a_killed_node_which_rejoins(network):
-    net = network()
+@both_ways
+def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode):
+    net = network(transfer=TransferConfig(mode=mode))
     net.start(SIZE="1000000")
     number = net.await_round(1, with_sites=EVERYBODY).number
     net.swarm.kill("beta", signal.SIGKILL)

@@ -39,7 +39,7 @@ def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path
     assert all(site["swarm"] >= summary["pooled"] - 0.02 for site in summary["sites"])
     assert len(summary["merged_hashes"]) == summary["rounds"] > 0
     assert summary["ledger"]["transactions"] >= summary["rounds"] * 6  # 4 check-ins, a claim, a publication
-    assert (run_dir / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_dir / "results.png").read_bytes().startswith(b"\x89PNG")
 
     done = swarm_hpc("verify", str(run_dir), "--json")
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,7 @@ struct RoundView:
     leader: String[135]
     leader_due_in_s: int256
     replaceable: bool
+    orphaned: bool
     merged: bytes32
     published_at: uint256
 
@@ -132,6 +133,13 @@ event Claimed:
     node: String[135]
     due: uint256
 
+event Dropped:
+    key: indexed(bytes32)
+    contract: String[63]
+    round: uint256
+    node: String[135]
+    absent: String[135]
+
 event Published:
     key: indexed(bytes32)
     contract: String[63]
@@ -152,9 +160,11 @@ contracts: HashMap[uint256, Contract]
 contract_number: HashMap[String[63], uint256]
 participants: HashMap[uint256, HashMap[uint256, Participant]]
 participant_number: HashMap[uint256, HashMap[uint256, uint256]]
+participant_named: HashMap[uint256, HashMap[String[135], uint256]]
 rounds: HashMap[uint256, HashMap[uint256, Round]]
 check_ins: HashMap[uint256, HashMap[uint256, HashMap[uint256, CheckIn]]]
 check_in_number: HashMap[uint256, HashMap[uint256, HashMap[uint256, uint256]]]
+dropped: HashMap[uint256, HashMap[uint256, HashMap[uint256, bool]]]
 
 
 @deploy
@@ -234,6 +244,7 @@ def join(contract: String[63], node: String[135], incarnation: uint256, platform
         assert who <= MAX_PARTICIPANTS, "LedgerError: a training contract has at most 256 participants"
         self.contracts[number].num_participants = who
         self.participant_number[number][node_number] = who
+        self.participant_named[number][node] = who
         self.participants[number][who].node = node
     elif self.participants[number][who].active and self.participants[number][who].finished == NOT_FINISHED:
         return
@@ -331,6 +342,17 @@ def _replaceable(contract: uint256, number: uint256) -> bool:
     return block.timestamp > self.rounds[contract][number].leader_due or not self.participants[contract][leader].active
 
 
+@internal
+@view
+def _orphaned(contract: uint256, number: uint256) -> bool:
+    # Nobody who checked in is there to lead: all are away, or train no more and contribute nothing.
+    for i: uint256 in range(1, self.rounds[contract][number].num_check_ins + 1, bound=MAX_PARTICIPANTS):
+        who: uint256 = self.check_ins[contract][number][i].participant
+        if self.participants[contract][who].active and self.participants[contract][who].finished != INACTIVE:
+            return False
+    return True
+
+
 @external
 def check_in(contract: String[63], number: uint256, node: String[135], incarnation: uint256, entry: Entry):
     """
@@ -360,6 +382,7 @@ def check_in(contract: String[63], number: uint256, node: String[135], incarnati
         mine = self.rounds[id][number].num_check_ins + 1
         self.rounds[id][number].num_check_ins = mine
         self.check_in_number[id][number][who] = mine
+        self.dropped[id][number][who] = False
         if mine == self.contracts[id].spec.min_peers:
             self.rounds[id][number].quorum_at = block.timestamp
     self.check_ins[id][number][mine] = CheckIn(participant=who, entry=entry, at=block.timestamp)
@@ -378,10 +401,13 @@ def claim(contract: String[63], number: uint256, node: String[135], incarnation:
     assert state != PUBLISHED, "RoundClosed: the round is published"
     assert not self.contracts[id].completed, "TrainingOver: the training contract is completed"
     if state == CLAIMED:
-        assert self.check_in_number[id][number][who] != 0, "RoundClosed: the round went on without this node"
-        if self.rounds[id][number].leader == who and not self._replaceable(id, number):
+        replaceable: bool = self._replaceable(id, number)
+        if self.rounds[id][number].leader == who and not replaceable:
             return
-        assert self._replaceable(id, number), "RoundClaimed: another node leads the round"
+        if self.check_in_number[id][number][who] == 0:
+            stands_in: bool = replaceable and self.participants[id][who].active and self._orphaned(id, number)
+            assert stands_in, "RoundClosed: the round went on without this node"
+        assert replaceable, "RoundClaimed: another node leads the round"
     else:
         assert self.check_in_number[id][number][who] != 0, "NotEnoughPeers: check in before claiming"
         assert self.rounds[id][number].num_check_ins >= self.contracts[id].spec.min_peers, "NotEnoughPeers: fewer check-ins than min_peers"
@@ -395,6 +421,50 @@ def claim(contract: String[63], number: uint256, node: String[135], incarnation:
     self.rounds[id][number].leader = who
     self.rounds[id][number].leader_due = due
     log Claimed(key=keccak256(contract), contract=contract, round=number, node=node, due=due)
+
+
+@external
+def drop(contract: String[63], number: uint256, node: String[135], incarnation: uint256, absent: String[135]):
+    """
+    @notice The leader states that the blob of `absent`, which is away, cannot be had: the round goes on without it, or
+            opens again where fewer than min_peers are left. Only the leader changes what it is about to merge.
+    """
+    id: uint256 = self._contract(contract)
+    who: uint256 = self._participant(id, node, incarnation, msg.sender)
+    assert number >= 1 and number <= self.contracts[id].round, "NotFound: the round has not begun"
+    lost: uint256 = self.participant_named[id][absent]
+    assert lost != 0, "NotFound: the absent node has not joined this training contract"
+    state: uint256 = self.rounds[id][number].state
+    if self.dropped[id][number][lost]:
+        return
+    assert state != PUBLISHED, "RoundClosed: the round is published"
+    assert not self.contracts[id].completed, "TrainingOver: the training contract is completed"
+    assert state == CLAIMED, "NotLeader: claim the round before dropping a node from it"
+    assert self.rounds[id][number].leader == who, "NotLeader: another node leads the round"
+    mine: uint256 = self.check_in_number[id][number][lost]
+    assert mine != 0, "NotFound: the absent node has not checked in to this round"
+    assert not self.participants[id][lost].active, "RoundError: the node is there, and only a node that is away can be dropped"
+    self._remove_check_in(id, number, mine)
+    self.dropped[id][number][lost] = True
+    log Dropped(key=keccak256(contract), contract=contract, round=number, node=node, absent=absent)
+    if self.rounds[id][number].num_check_ins < self.contracts[id].spec.min_peers:
+        self.rounds[id][number].state = OPEN
+        self.rounds[id][number].quorum_at = 0
+        self.rounds[id][number].leader = 0
+        self.rounds[id][number].leader_due = 0
+        self._complete_if_done(id)
+
+
+@internal
+def _remove_check_in(contract: uint256, number: uint256, gap: uint256):
+    # The last one takes its place: check-ins are numbered without gaps, and their order means nothing.
+    last: uint256 = self.rounds[contract][number].num_check_ins
+    self.check_in_number[contract][number][self.check_ins[contract][number][gap].participant] = 0
+    if gap != last:
+        self.check_ins[contract][number][gap] = self.check_ins[contract][number][last]
+        self.check_in_number[contract][number][self.check_ins[contract][number][gap].participant] = gap
+    self.check_ins[contract][number][last] = empty(CheckIn)
+    self.rounds[contract][number].num_check_ins = last - 1
 
 
 @external
@@ -477,4 +547,5 @@ def round_view(contract: String[63], number: uint256) -> RoundView:
     if round.state == CLAIMED:
         view.leader_due_in_s = convert(round.leader_due, int256) - convert(block.timestamp, int256)
         view.replaceable = self._replaceable(id, number)
+        view.orphaned = view.replaceable and self._orphaned(id, number)
     return view

@@ -39,6 +39,7 @@ class RoundModel:
     leader: int | None = None
     due: int = 0
     merged: int | None = None
+    dropped: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -91,10 +92,14 @@ class Model:
         if who not in round_.blobs and len(round_.blobs) == self.min_peers - 1:
             round_.quorum_at = now
         round_.blobs[who], node.active = blob, True
+        round_.dropped.discard(who)
         return None
 
     def replaceable(self, round_: RoundModel, now: int) -> bool:
         return round_.leader is not None and (now > round_.due or not self.nodes[round_.leader].active)
+
+    def orphaned(self, round_: RoundModel, now: int) -> bool:
+        return self.replaceable(round_, now) and not round_.blobs.keys() & set(self.awaited())
 
     def claim(self, who: int, incarnation: int, number: int, now: int) -> str | None:
         if refusal := self.refused(who, incarnation, number):
@@ -107,11 +112,38 @@ class Model:
         if round_.leader is None:
             if who not in round_.blobs or not self.closable(round_, now):
                 return "NotEnoughPeers"
-        elif who not in round_.blobs:
+        elif round_.leader == who and not self.replaceable(round_, now):
+            return None
+        elif who not in round_.blobs and not (self.nodes[who].active and self.orphaned(round_, now)):
             return "RoundClosed"
         elif not self.replaceable(round_, now):
-            return None if round_.leader == who else "RoundClaimed"
+            return "RoundClaimed"
         round_.leader, round_.due = who, now + LEADER_TIMEOUT_S
+        return None
+
+    def drop(self, who: int, incarnation: int, number: int, absent: int) -> str | None:
+        if refusal := self.refused(who, incarnation, number):
+            return refusal
+        if not self.nodes[absent].joined:
+            return "NotFound"
+        round_ = self.rounds[number - 1]
+        if absent in round_.dropped:
+            return None
+        if round_.merged is not None:
+            return "RoundClosed"
+        if self.completed:
+            return "TrainingOver"
+        if round_.leader != who:
+            return "NotLeader"
+        if absent not in round_.blobs:
+            return "NotFound"
+        if self.nodes[absent].active:
+            return "RoundError"
+        del round_.blobs[absent]
+        round_.dropped.add(absent)
+        if len(round_.blobs) < self.min_peers:
+            round_.leader = None
+            self.complete_if_done()
         return None
 
     def publish(self, who: int, incarnation: int, number: int, merged: int) -> str | None:
@@ -163,7 +195,7 @@ class Rules(RuleBasedStateMachine):
         self.networks = networks
         self.contract = f"contract-{case}"
         self.names = [f"alpha/sl/sl-{case}-{i}" for i in range(4)]
-        self.frozen: dict[int, tuple[CheckIn, ...]] = {}
+        self.frozen: dict[int, set[CheckIn]] = {}
         self.published: dict[int, Round] = {}
 
     @initialize(min_peers=st.integers(1, 3), quorum_wait_s=st.sampled_from([0, 20]))
@@ -224,6 +256,30 @@ class Rules(RuleBasedStateMachine):
         expected = self.model.claim(who, incarnation, number, self.now())
         self.everywhere(expected, lambda ledger: ledger.claim(self.contract, number, self.names[who], incarnation))
 
+    @rule(who=NODES, shift=SHIFT, stale=STALE, absent=NODES)
+    def drop(self, who: int, shift: int, stale: int, absent: int) -> None:
+        number, incarnation = self.numbers(who, shift, stale)
+        expected = self.model.drop(who, incarnation, number, absent)
+        call = (self.contract, number, self.names[who], incarnation, self.names[absent])
+        self.everywhere(expected, lambda ledger: ledger.drop(*call))
+        if expected is None and number in self.frozen:
+            self.frozen[number] = {one for one in self.frozen[number] if one.node != self.names[absent]}
+
+    @rule(absent=NODES, leave=st.booleans())
+    def lose_and_drop_as_leader(self, absent: int, leave: bool) -> None:
+        leader = self.model.rounds[-1].leader
+        if leader is not None:
+            if leave:
+                self.set_away(absent)
+            self.drop(leader, 0, 0, absent)
+
+    @rule(who=NODES)
+    def lose_all_others_and_claim(self, who: int) -> None:
+        for other in range(4):
+            if other != who:
+                self.set_away(other)
+        self.claim(who, 0, 0)
+
     @rule(who=NODES, shift=SHIFT, stale=STALE, merged=st.integers(1, 2))
     def publish(self, who: int, shift: int, stale: int, merged: int) -> None:
         number, incarnation = self.numbers(who, shift, stale)
@@ -278,22 +334,26 @@ class Rules(RuleBasedStateMachine):
         assert round_.state is (RoundState.OPEN if model.leader is None else RoundState.CLAIMED)
         assert round_.leader == ("" if model.leader is None else self.names[model.leader])
         assert round_.replaceable == self.model.replaceable(model, now)
+        assert round_.orphaned == self.model.orphaned(model, now)
         if round_.state is RoundState.OPEN:
             assert round_.closable == (self.model.closable(model, now) and not self.model.completed)
             assert round_.num_active == len(self.model.awaited())
             assert (round_.closes_in_s is None) == (len(model.blobs) < self.model.min_peers)
 
     @invariant()
-    def participants_are_frozen_and_published_rounds_stay(self) -> None:
+    def participants_are_frozen_but_for_drops_and_published_rounds_stay(self) -> None:
         if not hasattr(self, "model"):
             return
         ledger = self.networks[0].ledger
         for number in range(max(1, len(self.model.rounds) - 1), len(self.model.rounds) + 1):
             round_ = ledger.round(self.contract, number)
-            if round_.state is not RoundState.OPEN:
-                assert self.frozen.setdefault(number, round_.check_ins) == round_.check_ins
+            if round_.state is RoundState.OPEN:
+                # never claimed, or opened again by a drop
+                self.frozen.pop(number, None)
+            else:
+                assert self.frozen.setdefault(number, set(round_.check_ins)) == set(round_.check_ins)
                 assert len(round_.check_ins) >= self.model.min_peers
-                assert round_.leader in {one.node for one in round_.check_ins}
+                assert round_.leader in self.names
             if round_.state is RoundState.PUBLISHED:
                 assert self.published.setdefault(number, round_) == round_
 

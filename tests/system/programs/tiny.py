@@ -15,7 +15,7 @@ from swarm_hpc.records import FinishMode, Platform, Progress
 from swarm_hpc.sl.channel import MlChannel, OpenRequest
 
 size = int(os.environ.get("SIZE", "1000"))
-step_s = float(os.environ.get("STEP_S", "0.05"))
+step_s = float(os.environ.get("STEP_S", "0.2"))
 platform = Platform(os.environ.get("PLATFORM", "pytorch"))
 target = float(os.environ["TARGET"])
 last_round = Path(os.environ["LAST_ROUND"])

@@ -1,0 +1,81 @@
+"""`swarm-hpc COMMAND [settings]`: words to settings objects, those to whoever does the work, errors to exit codes.
+
+Everything heavy is imported after the command is known, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+from swarm_hpc import __version__
+from swarm_hpc.cli import certs, nodes, runs
+from swarm_hpc.cli.command import Command
+from swarm_hpc.cli.settings import nearest
+from swarm_hpc.errors import ConfigError, SwarmError
+
+INTERRUPTED: Final = 130
+COMMANDS: Final[dict[str, Command]] = {
+    "local": runs.LOCAL,
+    "status": runs.STATUS,
+    "verify": runs.VERIFY,
+    "sn": nodes.SN,
+    "sl": nodes.SL,
+    "certs": certs.CERTS,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (DESIGN 8)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _dispatch(words)
+    except SwarmError as exc:
+        return _failed(exc, str(exc), exc.exit_code, debug)
+    except KeyboardInterrupt as exc:
+        return _failed(exc, "interrupted", INTERRUPTED, debug)
+    except BrokenPipeError:
+        return 1  # whoever read our output went away: nobody is left to tell
+    except Exception as exc:  # noqa: BLE001 - the outermost edge: whatever is left is a bug of ours
+        text = f"{type(exc).__name__}: {exc} (a bug; run again with --debug for the traceback)"
+        return _failed(exc, text, 1, debug)
+
+
+def _failed(exc: BaseException, text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(exc)
+    print(f"swarm-hpc: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        raise ConfigError(f"{name!r} is not a command{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if "-h" in words or "--help" in words:
+        print(command.help(name))
+        return 0
+    options = command.parser(name).parse_intermixed_args(words[1:])
+    if options.debug:
+        options.log_level = "DEBUG"
+    return command.run(options)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<8} {command.about}" for name, command in COMMANDS.items())
+    return (
+        f"usage: swarm-hpc COMMAND [SETTING=VALUE ...] [--json] [--debug] [--log-level LEVEL]\n\n"
+        f"Swarm learning for HPC sites.\n\n{rows}\n\n"
+        f"swarm-hpc COMMAND --help shows a command's settings and an example.\n"
+        f"Exit codes: 0 done, 1 failed, 2 usage or settings, 3 refused, 4 not reachable or timed out, 130 interrupted."
+    )

@@ -1,0 +1,89 @@
+"""What a verb of the command line is: its words, its help, and what it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from swarm_hpc.cli.settings import CONF, choices_of, groups_of
+from swarm_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH: Final = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A verb of the command line."""
+
+    about: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    settings: str = ""
+    """Name of the YAML file in conf/ with this command's settings; empty where it has none."""
+
+    def parser(self, name: str) -> Parser:
+        """The words that it takes."""
+        parser = Parser(prog=f"swarm-hpc {name}", add_help=False, allow_abbrev=False)
+        parser.add_argument("-h", "--help", action="store_true", help="show this text")
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        parser.add_argument("--debug", action="store_true", help="log everything; show the traceback of an error")
+        parser.add_argument(
+            "--log-level",
+            default="INFO",
+            choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+            metavar="LEVEL",
+            help="DEBUG, INFO, WARNING or ERROR",
+        )
+        self.arguments(parser)
+        return parser
+
+    def help(self, name: str) -> str:
+        """What `swarm-hpc NAME --help` prints."""
+        parts = [self.parser(name).format_help().rstrip(), f"{self.about}\n\nexample:\n  {self.example}"]
+        if self.settings:
+            parts.append(_settings_text(self.settings))
+        return "\n\n".join(parts)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """ConfigError with argparse's message."""
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def _settings_text(name: str) -> str:
+    """The command's YAML file as its own documentation, and the choices of the groups that it draws on."""
+    file = CONF / f"{name}.yaml"
+    text = file.read_text(encoding="utf-8").split("  - _self_\n", 1)[1].strip("\n")
+    lines = [f"  {line}".rstrip() for line in text.splitlines()]
+    groups = [
+        f"  {group}={'|'.join(choices_of(group))}  (if not given: {choice}; settings in {CONF / group})"
+        for group, choice in groups_of(name).items()
+    ]
+    return "\n".join(
+        [f"settings and their defaults, ??? where there is none ({file}):", *lines, "", "groups of settings:", *groups]
+    )
+
+
+def settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings, and a folder with more of them."""
+    parser.add_argument("words", nargs="*", metavar="SETTING=VALUE", help="a setting, see below")
+    parser.add_argument(
+        "--config-dir", default="", metavar="DIR", help="folder with own groups: DIR/experiment/mine.yaml"
+    )
+
+
+def console() -> Console:
+    """Where results for people go; a pipe has no width, so nothing is cut short there."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)

@@ -1,0 +1,131 @@
+"""From YAML and the words of the command line to a command's settings. The only file that knows hydra."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from swarm_hpc.errors import ConfigError
+
+T = TypeVar("T")
+CONF: Final = Path(__file__).resolve().parents[1] / "conf"
+"""The YAML files that are installed with the program."""
+
+
+def load(cls: type[T], name: str, overrides: Sequence[str], config_dir: str = "") -> T:
+    """The settings of a command: conf/<name>.yaml, the groups it draws on, and what the user typed.
+
+    ConfigError, in one line, for an unknown key or choice (with the nearest that exists), a missing or a bad value.
+    """
+    from swarm_hpc import config
+
+    return config.load(cls, compose(name, overrides, config_dir))
+
+
+def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[str, Any]:
+    """As `load`, but plain values."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from yaml import YAMLError
+
+    words = list(overrides)
+    if config_dir:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir: {config_dir} is not a folder")
+        words.append(f"hydra.searchpath=['file://{_quoted(str(folder))}']")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                composed = hydra_compose(name, overrides=words)
+            except HydraException as exc:
+                text = _wrong_word(name, overrides, config_dir)
+                if not text and isinstance(exc, OverrideParseException):
+                    text = f"{exc.override}: {str(exc).splitlines()[0]}"
+                if not text:
+                    chosen = [word for word in words if _chosen(word, name, config_dir)]
+                    known = _keys(OmegaConf.to_container(hydra_compose(name, overrides=chosen)))
+                    text = _unknown_key(name, overrides, known)
+                raise ConfigError(text or str(exc)) from exc
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as exc:
+        raise ConfigError(f"{exc.full_key}: no value; give {exc.full_key}=... (swarm-hpc {name} --help)") from exc
+    except OmegaConfBaseException as exc:
+        raise ConfigError(f"{exc.full_key or name}: {str(exc).splitlines()[0]}") from exc
+    except YAMLError as exc:
+        raise ConfigError(f"not valid YAML: {exc}") from exc
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _chosen(word: str, name: str, config_dir: str) -> bool:
+    """Whether an override chooses, correctly, from a config group (or is our own search path)."""
+    key, _, value = word.partition("=")
+    group = key.removeprefix("+")
+    known = group in groups_of(name) or key.startswith("+")
+    return key == "hydra.searchpath" or (known and value in choices_of(group, config_dir))
+
+
+def _keys(values: object, prefix: str = "") -> list[str]:
+    if not isinstance(values, dict):
+        return []
+    return [full for key, value in values.items() for full in [f"{prefix}{key}", *_keys(value, f"{prefix}{key}.")]]
+
+
+def _wrong_word(name: str, overrides: Sequence[str], config_dir: str) -> str:
+    """What is wrong with a word that is no setting, or that chooses what is not there; empty if nothing is."""
+    groups = groups_of(name)
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not key or (not equals and not key.startswith("~")):
+            return f"{word!r} is not a setting: write KEY=VALUE{nearest(word, groups)}"
+        if key in groups and value not in (choices := choices_of(key, config_dir)):
+            return f"{word}: no such choice{nearest(value, choices)}; {key} is one of {', '.join(choices)}"
+    return ""
+
+
+def _unknown_key(name: str, overrides: Sequence[str], known: Sequence[str]) -> str:
+    """Which override names no setting, with the nearest that there is; empty if all do."""
+    groups = groups_of(name)
+    for word in overrides:
+        key = word.partition("=")[0].removeprefix("~")
+        if key in known or key in groups or key.startswith("+"):
+            continue
+        if key.rpartition(".")[0].endswith("env"):
+            return f"{key}: no such variable yet; add it with +{word}"
+        near = nearest(key, [*known, *groups])
+        return f"{key}: swarm-hpc {name} has no such setting{near} (swarm-hpc {name} --help lists them)"
+    return ""
+
+
+def groups_of(name: str) -> dict[str, str]:
+    """The config groups in the defaults list of conf/<name>.yaml, with the choice made there."""
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE))
+
+
+def choices_of(group: str, config_dir: str = "") -> list[str]:
+    """What can be chosen from a config group, the user's own included."""
+    folders = [CONF / group] + ([Path(config_dir) / group] if config_dir else [])
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with what comes closest to `word`, in full or in its last part; else empty."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:
+        last = word.rpartition(".")[2]
+        by_last = {name.rpartition(".")[2]: name for name in names}
+        near = [by_last[key] for key in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,80 @@
+"""The blobs of a round's check-ins: fetched side by side, each once, and what is to be done about those nobody has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotReachable, TimedOut
+from swarm_hpc.kernels.plan import ReadableBuffer
+from swarm_hpc.records import CheckIn, TrainingContract
+from swarm_hpc.sl.exchange import Exchange
+
+NOT_NOW: Final = (BlobNotFound, NotReachable, TimedOut)
+"""Errors of a fetch that may go well later, or elsewhere."""
+_MAX_FETCHES: Final = 4
+"""Blobs that are fetched at a time."""
+
+
+class Gathering:
+    """Collects blobs; what it has it keeps until `clear`, so that trying again fetches only what was missing."""
+
+    def __init__(self, exchange: Exchange, size_bytes: int) -> None:
+        """All blobs have `size_bytes`."""
+        self.blobs: dict[str, ReadableBuffer] = {}
+        self.missing: dict[str, Exception] = {}
+        """Blobs that could not be had in the latest try, and why: each an error of NOT_NOW."""
+        self._exchange = exchange
+        self._size_bytes = size_bytes
+
+    def clear(self) -> None:
+        """Forget all blobs: their round is over."""
+        self.blobs, self.missing = {}, {}
+
+    async def fetch(self, check_ins: Sequence[CheckIn]) -> None:
+        """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.
+
+        BlobCorrupt: one of them has other bytes than its hash names, or another size; names the node.
+        """
+        self.missing = {}
+        limit = asyncio.Semaphore(_MAX_FETCHES)
+
+        async def fetch(blob: str, holders: list[str]) -> None:
+            async with limit:
+                data = bytearray(self._size_bytes)
+                try:
+                    await self._exchange.fetch(blob, holders, memoryview(data))
+                except NOT_NOW as exc:
+                    self.missing[blob] = exc
+                except BlobCorrupt as exc:
+                    raise BlobCorrupt(f"{', '.join(holders)}: {exc}") from exc
+                else:
+                    self.blobs[blob] = data
+
+        holders = _holders(check_ins)
+        wanted = [fetch(blob, holders[blob]) for blob in holders if blob not in self.blobs]
+        # all of them to their end: no fetch is left behind by the error of another
+        for result in await asyncio.gather(*wanted, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def lost(self, check_ins: Sequence[CheckIn], contract: TrainingContract) -> list[str]:
+        """Nodes that are away and whose blob nobody has: no use in waiting for them, their leases are over.
+
+        Only BlobNotFound counts: after another error the blob may well be there.
+        """
+        away = {participant.node for participant in contract.participants if not participant.active}
+        nodes: list[str] = []
+        for blob, holders in _holders(check_ins).items():
+            if isinstance(self.missing.get(blob), BlobNotFound) and away.issuperset(holders):
+                nodes += holders
+        return nodes
+
+
+def _holders(check_ins: Sequence[CheckIn]) -> dict[str, list[str]]:
+    """Per blob the nodes that checked in with it."""
+    holders: dict[str, list[str]] = {}
+    for check_in in check_ins:
+        holders.setdefault(check_in.blob, []).append(check_in.node)
+    return holders
