@@ -17,11 +17,13 @@ setup:  ## make .venv/ with everything installed
 demo: setup  ## a whole swarm of four sites on this host, on real data (DEMO="experiment=thyroid" for the other one)
 	@$(BIN)/swarm-hpc local $(DEMO)
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: test-fast test-slow  ## all tests
 
-test-fast: setup  ## the tests that answer in under a minute
-	$(BIN)/python -m pytest -m "not slow and not system" $(PYTEST_ARGS)
+test-fast: setup  ## the tests that answer in under a minute (on every core)
+	$(BIN)/python -m pytest -n auto -m "not slow and not system" $(PYTEST_ARGS)
+
+test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow
+	$(BIN)/python -m pytest -m "slow or system" $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import layers
 	$(BIN)/ruff check .

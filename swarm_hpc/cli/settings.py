@@ -44,7 +44,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
         with initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 composed = hydra_compose(name, overrides=words)
-            except HydraException as exc:
+            except (HydraException, ValueError) as exc:  # ValueError: from words such as =3
                 text = _wrong_word(name, overrides, config_dir)
                 if not text and isinstance(exc, OverrideParseException):
                     text = f"{exc.override}: {str(exc).splitlines()[0]}"

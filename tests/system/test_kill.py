@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,29 +10,39 @@ from swarm_hpc.config import TransferConfig, TransferMode
 from swarm_hpc.local import processes
 from swarm_hpc.local.swarm import fetch_rounds
 from swarm_hpc.records import RoundState
-from tests.system.conftest import CONTRACT, Network, sites_of, until
+from tests.system.conftest import CONTRACT, PATIENCE_S, Network, sites_of, until
 
 both_ways = pytest.mark.parametrize("mode", TransferMode)
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 EVERYBODY = {"alpha", "beta", "gamma"}
 
 
-def stop_a_leader(network: Network) -> tuple[str, int]:
-    """SIGSTOP an SL between its claim and its publication; (site, round)."""
-    cursor, deadline = network.events(0, 0.0)[0], time.monotonic() + 90
+def claims(network: Network) -> Iterator[tuple[str, int]]:
+    """(site of the leader, round) of each claim from now on, as soon as it is made."""
+    cursor, deadline = network.events(0, 0.0)[0], time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         cursor, events = network.events(cursor, 10.0)
         for event in events:
-            if event.name != "Claimed":
-                continue
-            site = str(event.facts["node"]).partition("/")[0]
-            network.swarm.kill(site, signal.SIGSTOP)
-            number = int(event.facts["round"])
-            now = next(r for r in fetch_rounds(network.swarm.client(), CONTRACT) if r.number == number)
-            if now.state is RoundState.CLAIMED:
-                return site, number
-            network.swarm.kill(site, signal.SIGCONT)  # it was quicker than we are
+            if event.name == "Claimed":
+                yield str(event.facts["node"]).partition("/")[0], int(event.facts["round"])
+
+
+def stop_a_leader(network: Network) -> tuple[str, int]:
+    """SIGSTOP an SL between its claim and its publication; (site, round)."""
+    for site, number in claims(network):
+        network.swarm.kill(site, signal.SIGSTOP)
+        now = next(r for r in fetch_rounds(network.swarm.client(), CONTRACT) if r.number == number)
+        if now.state is RoundState.CLAIMED:
+            return site, number
+        network.swarm.kill(site, signal.SIGCONT)  # it was quicker than we are
     raise AssertionError("no leader could be caught before it had published")
+
+
+def kill_while_another_leads(network: Network, site: str) -> int:
+    """SIGKILL the site's SL just when another one claims a round; the number of the round."""
+    number = next(number for leader, number in claims(network) if leader != site)
+    network.swarm.kill(site, signal.SIGKILL)
+    return number
 
 
 def rejoin(network: Network, site: str, number: int) -> None:
@@ -72,8 +83,8 @@ def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
 def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode):
     net = network(transfer=TransferConfig(mode=mode))
     net.start(SIZE="1000000")
-    number = net.await_round(1, with_sites=EVERYBODY).number
-    net.swarm.kill("beta", signal.SIGKILL)
+    net.await_round(1, with_sites=EVERYBODY)
+    number = kill_while_another_leads(net, "beta")
     number = net.await_round(number + 1, with_sites={"alpha", "gamma"}).number
     rejoin(net, "beta", number)
     net.finish()

@@ -28,7 +28,7 @@ def end_of(network: Network, site: str) -> tuple[int, str]:
 
 
 def test_a_port_in_use(network):
-    net = network("alpha")
+    net = network("alpha", min_peers=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ProgramFailed, match=f"sn ended with exit code 1: .*{port}"):

@@ -1,5 +1,6 @@
 """`swarm-hpc local` leaves no process behind, whatever ends it."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from swarm_hpc.local.folder import RunFolder
 from tests.system.conftest import TINY, until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -96,3 +98,15 @@ def test_a_running_swarm_can_be_asked_how_it_does(local):
     assert done.returncode == 0, done.stderr
     for text in ("alpha/sn/sn", "alpha/sl/sl-1", "beta/sl/sl-1", "tiny", "embedded"):
         assert text in done.stdout
+
+
+def test_the_contract_of_a_running_swarm_can_be_verified(local):
+    _, run_dir = local
+    client = RunFolder.existing(run_dir).client()
+    identity = [f"identity.{key}={getattr(client.identity, key)}" for key in ("cert", "key", "bundle")]
+    words = ["verify", "tiny", f"sn={client.sn}", *identity, "--json"]
+    done = subprocess.run([sys.executable, "-m", "swarm_hpc.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["rounds_checked"] > 0
+    assert (report["mismatches"], report["details"]) == (0, [])

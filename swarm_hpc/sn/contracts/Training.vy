@@ -8,6 +8,7 @@
 """
 
 MAX_PARTICIPANTS: constant(uint256) = 256
+MAX_NUM_NODES: constant(uint256) = 65535
 
 # States of a round; a participant's way of having finished.
 OPEN: constant(uint256) = 0
@@ -371,7 +372,7 @@ def check_in(contract: String[63], number: uint256, node: String[135], incarnati
     assert not self.contracts[id].completed, "TrainingOver: the training contract is completed"
     assert self.participants[id][who].finished != INACTIVE, "TrainingOver: the node has finished its training"
     assert entry.weight >= 1 and entry.weight <= 100, "ConfigError: a weight lies in 1-100"
-    assert entry.num_nodes >= 1, "ConfigError: num_nodes is at least 1"
+    assert entry.num_nodes >= 1 and entry.num_nodes <= MAX_NUM_NODES, "ConfigError: num_nodes lies in 1-65535"
     assert entry.blob != empty(bytes32), "ConfigError: the blob's hash is missing"
     if not self.participants[id][who].active:
         self.participants[id][who].active = True
