@@ -40,13 +40,15 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
         if not folder.is_dir():
             raise ConfigError(f"--config-dir: {config_dir} is not a folder")
         words.append(f"hydra.searchpath=['file://{_quoted(str(folder))}']")
+    if text := _wrong_word(name, overrides, config_dir):
+        raise ConfigError(text)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 composed = hydra_compose(name, overrides=words)
             except (HydraException, ValueError) as exc:  # ValueError: from words such as =3
-                text = _wrong_word(name, overrides, config_dir)
-                if not text and isinstance(exc, OverrideParseException):
+                text = ""
+                if isinstance(exc, OverrideParseException):
                     text = f"{exc.override}: {str(exc).splitlines()[0]}"
                 if not text:
                     chosen = [word for word in words if _chosen(word, name, config_dir)]
