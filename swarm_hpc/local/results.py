@@ -68,7 +68,8 @@ def save(summary: Summary) -> None:
 
 def show(summary: Summary, console: Console) -> None:
     """Print the table, where everything lies, and what to try next."""
-    table = Table(title=summary.title or summary.experiment, title_justify="left")
+    console.print(summary.title or summary.experiment, style="italic", highlight=False, soft_wrap=True)
+    table = Table()
     table.add_column("site")
     for column in ("alone", "in the swarm", "pooled data"):
         table.add_column(f"{column}\n{summary.metric}", justify="right")
@@ -115,7 +116,7 @@ def draw(summary: Summary, file: Path) -> None:
     _draw_bars(left.subplots(), summary)
     left.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     if curves:
-        _draw_curves(right[0], curves)
+        _draw_curves(right[0], curves, [one.site for one in summary.sites])
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
 
@@ -149,10 +150,11 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return lower, 1 + 0.04 * (1 - lower)
 
 
-def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+def _draw_curves(
+    figure: Any, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], sites: Sequence[str]
+) -> None:
     """One above the other, over the same rounds; the sites have the same colours in both."""
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    sites = list({site: None for lines in curves.values() for site in lines})
     for axes, (name, lines) in zip(rows, curves.items(), strict=True):
         for at, site in enumerate(sites):
             if site in lines:
