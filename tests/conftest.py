@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,17 @@ from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
 
 TRUST_DOMAIN = "swarm.test"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs in the test's process sets up logging for a process of its own: undo that."""
+    root, ours = logging.getLogger(), logging.getLogger("swarm_hpc")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 class Sites:

@@ -246,3 +246,34 @@ async def test_parameters_of_another_model_end_the_leader_with_the_name_of_their
                 await alpha.sync()
             [round_] = await watch.rounds("digits", 1, 1)
             assert (round_.state, round_.merged) == (RoundState.CLAIMED, "")
+
+
+@pytest.mark.slow
+@direct_only
+async def test_a_result_that_is_lost_with_its_leader_costs_the_others_one_round(swarm, killed, monkeypatch):
+    publish, leaders = SnClient.publish, asyncio.Queue()
+
+    async def publish_and_die(self, contract, number, node, *rest):
+        await publish(self, contract, number, node, *rest)
+        if number == 1:
+            await leaders.put(node.split("/")[0])
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(SnClient, "publish", publish_and_die)
+    sites = ("alpha", "beta", "gamma")
+    async with swarm.node("alpha") as alpha, swarm.node("beta") as beta, swarm.node("gamma") as gamma:
+        nodes, programs = dict(zip(sites, (alpha, beta, gamma), strict=True)), {}
+        for value, site in enumerate(sites):
+            programs[site] = swarm.program(site)
+            await programs[site].open(float(value))
+        syncs = dict(zip(sites, start_syncs(*programs.values()), strict=True))
+        dead = await leaders.get()
+        await killed(nodes[dead])
+        await asyncio.wait({syncs.pop(dead)})
+        programs.pop(dead).close()
+        answers = await asyncio.gather(*syncs.values())
+        assert [(answer.round, answer.num_peers) for answer in answers] == [(1, 0)] * 2
+        for site, program in programs.items():
+            assert program.weight == pytest.approx([float(sites.index(site))] * 5)
+        answers = await asyncio.gather(*start_syncs(*programs.values()))
+        assert [(answer.round, answer.num_peers) for answer in answers] == [(2, 2)] * 2

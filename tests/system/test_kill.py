@@ -90,6 +90,18 @@ def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode):
     net.finish()
 
 
+def test_the_others_go_on_when_a_leader_dies_with_the_only_copy_of_its_result(network):
+    net = network(transfer=TransferConfig(mode=TransferMode.DIRECT))
+    net.start(SIZE="1000000")
+    net.await_round(1, with_sites=EVERYBODY)
+    site, number = next(claims(net))
+    until(lambda: fetch_rounds(net.swarm.client(), CONTRACT)[number - 1].state is RoundState.PUBLISHED, "a result")
+    net.swarm.kill(site, signal.SIGKILL)
+    number = net.await_round(number + 1, with_sites=EVERYBODY - {site}).number
+    rejoin(net, site, number)
+    net.finish()
+
+
 def test_a_killed_program_ends_its_node_and_can_be_started_again(network):
     net = network()
     net.start(SIZE="1000000")

@@ -93,7 +93,7 @@ async def test_an_expired_client_is_told_so_by_an_alert(sites, address, log):
 async def test_a_client_that_another_sites_ca_vouches_for_gets_no_byte(sites, address, log):
     config = sites.forged("beta", uris=["spiffe://swarm.test/alpha/sl/1"])
     got = await talk(address, plain_context(config), sites.cas["alpha"])
-    assert isinstance(got, OSError)
+    assert got == b"" or isinstance(got, OSError)
     message = await the_warning(log)
     assert "WrongSite: spiffe://swarm.test/alpha/sl/1 was signed by the CA of site beta" in message
 
@@ -101,7 +101,7 @@ async def test_a_client_that_another_sites_ca_vouches_for_gets_no_byte(sites, ad
 async def test_a_client_of_an_unknown_kind_gets_no_byte(sites, address, log):
     config = sites.forged("alpha", uris=["spiffe://swarm.test/alpha/king/1"])
     got = await talk(address, plain_context(config), sites.cas["alpha"])
-    assert isinstance(got, OSError)
+    assert got == b"" or isinstance(got, OSError)
     assert "'king'" in await the_warning(log)
 
 
