@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +94,21 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _program() -> str:
+    """The command as it can be typed here: by its path where the environment is not active."""
+    beside = Path(sys.executable).with_name("swarm-hpc")
+    return "swarm-hpc" if shutil.which("swarm-hpc") or not beside.exists() else os.path.relpath(beside)
+
+
 def _next_steps(summary: Summary) -> Sequence[str]:
     merge = MergeMethod.GEOMEDIAN if summary.merge is not MergeMethod.GEOMEDIAN else MergeMethod.MEAN
     other = "thyroid" if summary.experiment != "thyroid" else "digits"
-    chosen = f"swarm-hpc local experiment={summary.experiment}"
-    steps = [f"swarm-hpc verify {summary.run_dir}", f"{chosen} merge={merge}"]
+    program = _program()
+    chosen = f"{program} local experiment={summary.experiment}"
+    steps = [f"{program} verify {summary.run_dir}", f"{chosen} merge={merge}"]
     if summary.transfer is not TransferMode.DIRECT:
         steps.append(f"{chosen} transfer=direct")
-    return [*steps, f"swarm-hpc local experiment={other}"]
+    return [*steps, f"{program} local experiment={other}"]
 
 
 def draw(summary: Summary, file: Path) -> None:
