@@ -96,7 +96,7 @@ class _Transfer:
         raise NotImplementedError
 
     def moved(self) -> bool:
-        """Whether the last attempt got the blob any further, for sure."""
+        """Whether the last attempt got the blob any further, for sure; asked once per attempt, connected or not."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -161,7 +161,10 @@ class _Download(_Transfer):
             self._sink.took(count)
 
     def moved(self) -> bool:
-        return self._sink.have > self._before
+        # An attempt that cannot even connect must not count the bytes of the one before it: a dead peer would be
+        # given a new deadline again and again.
+        before, self._before = self._before, self._sink.have
+        return self._sink.have > before
 
     def finish(self) -> None:
         self._sink.finish()
@@ -214,7 +217,8 @@ class _Upload(_Transfer):
         self._finish(connection.getresponse())
 
     def moved(self) -> bool:
-        return self._sent > _BUFFERED_BYTES
+        sent, self._sent = self._sent, 0
+        return sent > _BUFFERED_BYTES
 
     def _finish(self, answer: http.client.HTTPResponse) -> None:
         self._line.heard = True

@@ -19,7 +19,7 @@ from swarm_hpc.errors import (
     TimedOut,
 )
 from swarm_hpc.records import Kind
-from swarm_hpc.transport import blobs, server
+from swarm_hpc.transport import blobs, server, transfer
 from swarm_hpc.transport.blobs import BLOCK_BYTES, BlobStore, add_blob_routes
 from swarm_hpc.transport.client import expect_kind
 
@@ -318,3 +318,21 @@ async def test_an_address_that_is_none_is_named(ends, address):
     ends.address = address
     with pytest.raises(ProtocolError, match="is no address"):
         await ends.download()
+
+
+async def test_a_server_that_dies_in_the_middle_is_given_up_after_the_connect_timeout(ends, store, monkeypatch):
+    store.put(DATA)
+    await ends.serve(app_with(store, cutting(times=1, at_byte=len(DATA) // 2)))
+    opened = transfer.Line.open
+    attempts = []
+
+    def open_once(self, timeout_s):
+        attempts.append(timeout_s)
+        if len(attempts) > 1:
+            raise ConnectionRefusedError("it is dead")
+        return opened(self, timeout_s)
+
+    monkeypatch.setattr(transfer.Line, "open", open_once)
+    with pytest.raises(NotReachable, match="it is dead"):
+        await ends.download(connection=ConnectionConfig(connect_timeout_s=0.3, transfer_timeout_s=5))
+    assert len(attempts) > 1
