@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO ?= experiment=digits
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-fast lint format bench contracts clean
+.PHONY: help setup geth demo test test-fast test-slow lint format bench contracts clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,16 +14,20 @@ help:  ## what can be made
 setup:  ## make .venv/ with everything installed
 	@scripts/setup_environment.sh
 
+geth: setup  ## build geth and CometBFT into a cache folder outside the checkout (once, 4 to 8 minutes)
+	@scripts/install_ledger_tools.sh
+
 demo: setup  ## a whole swarm of four sites on this host, on real data (DEMO="experiment=thyroid" for the other one)
 	@$(BIN)/swarm-hpc local $(DEMO)
 
 test: test-fast test-slow  ## all tests
 
 test-fast: setup  ## the tests that answer in under a minute (on every core)
-	$(BIN)/python -m pytest -n auto -m "not slow and not system" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow and not system and not geth" $(PYTEST_ARGS)
 
-test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow
-	$(BIN)/python -m pytest -m "slow or system" $(PYTEST_ARGS)
+test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow, real ledger nodes
+	@scripts/install_ledger_tools.sh --optional
+	$(BIN)/python -m pytest -m "slow or system or geth" $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import layers
 	$(BIN)/ruff check .
@@ -41,5 +45,5 @@ bench: setup  ## all benchmarks; writes benchmarks/results/*.json
 contracts: setup  ## recompile the ledger's contracts
 	$(BIN)/python -m swarm_hpc.sn.contracts.compile
 
-clean:  ## remove everything that make made
+clean:  ## remove everything that make made in this folder
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs

@@ -31,6 +31,26 @@ class LedgerKind(StrEnum):
     """Which ledger an SN keeps."""
 
     EMBEDDED = "embedded"
+    GETH = "geth"
+
+
+class PowerRule(StrEnum):
+    """How voting power in the consensus is shared. More than 2/3 of it must be up for the ledger to go on."""
+
+    SENIOR = "senior"
+    """Equal from four sites on; below, the longest member carries enough that it and any one other go on with three
+    sites, and it alone with two."""
+    EQUAL = "equal"
+    """One site, one vote, always: of three sites all must be up, of two both."""
+
+
+class Admission(StrEnum):
+    """How this site votes on others that ask to join."""
+
+    TRUSTED = "trusted"
+    """For every site whose CA is in this site's trust bundle."""
+    MANUAL = "manual"
+    """As its operator says: `swarm-hpc sites admit SITE`."""
 
 
 @with_config(_STRICT)
@@ -121,11 +141,34 @@ class RoundConfig:
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
 class LedgerConfig:
-    """The ledger of an SN."""
+    """The ledger of an SN. All but the first two are for `ledger=geth`."""
 
     kind: LedgerKind = LedgerKind.EMBEDDED
     chain_id: int = 48125
     """Ethereum chain ID; the same for all SNs of a network."""
+    join: list[str] = field(default_factory=list)
+    """host:port of member SNs to join through; empty when this site founds the network or is a member already."""
+    network: str = ""
+    """SHA-256 of the network to join, as its members' `swarm-hpc sn` prints it; empty trusts what `join` answers."""
+    admission: Admission = Admission.TRUSTED
+    """How this site votes on others that ask to join."""
+    power: PowerRule = PowerRule.SENIOR
+    """How voting power is shared; the founder's choice holds for the network."""
+    jail_after_s: int = 60
+    """A site that takes no part in the consensus for this long loses its voting power until it is back; the founder's
+    choice holds for the network."""
+    commit_wait_ms: int = 250
+    """How long a block waits for the slower sites' votes; raise it where sites are far apart."""
+    geth: str = ""
+    """Path of geth; empty looks for it in the cache of `make geth` and in PATH."""
+    cometbft: str = ""
+    """Path of cometbft; empty as for geth."""
+    min_free_mib: int = 512
+    """Less room than this on the ledger's file system is warned of."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "jail_after_s", "commit_wait_ms")
+        at_least(self, 0, "min_free_mib")
 
 
 @with_config(_STRICT)
@@ -143,6 +186,8 @@ class SnConfig:
     """Where ledger, keys and blobs are kept; the SN's whole memory."""
     lease_s: float = 15.0
     """A node that is not heard of for this long is away: rounds no longer wait for it."""
+    sentinel: bool = False
+    """ledger=geth: found a new network where data_dir holds none yet. One site does; the others join it."""
     identity: IdentityConfig
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

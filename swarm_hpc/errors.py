@@ -26,6 +26,7 @@ SwarmError
 │   ├── DuplicateNode           a live node has that name already                            exit 3
 │   ├── Fenced                  a newer incarnation of the node took over                    exit 3
 │   ├── NotMember               the account does not speak for that site                     exit 3
+│   ├── LedgerHalted            no blocks: too little voting power is up                     exit 4
 │   ├── TaskRefused             a task or taskrunner is not in a state that allows the request
 │   └── RoundError
 │       ├── RoundClosed         the round went on without this node
@@ -181,6 +182,13 @@ class NotMember(LedgerError):
 
     exit_code = 3
     http_status = 403
+
+
+class LedgerHalted(LedgerError):
+    """No block can be made until more sites are up; what was asked for has not happened, or not yet. Ask again."""
+
+    exit_code = 4
+    http_status = 503
 
 
 class TaskRefused(LedgerError):

@@ -122,8 +122,14 @@ class SiteRecord:
     account: str
     endpoint: str
     ca_fingerprint: str
+    consensus_key: str
+    """Ed25519 public key that its CometBFT signs with (64 hex digits); empty on the embedded ledger."""
+    p2p_id: str
+    """ID of its CometBFT's p2p key (40 hex digits); empty on the embedded ledger."""
     active: bool
     joined_at: int
+    announced: int
+    """How often its SN has said on the ledger that it is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +324,52 @@ class LedgerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteApplication:
+    """What a site says of itself when it asks to be a member of a network."""
+
+    site: str
+    account: str
+    endpoint: str
+    consensus_key: str
+    p2p_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteList:
+    """The member sites as an SN's ledger has them, and those that ask it to become members."""
+
+    sites: tuple[SiteRecord, ...]
+    applications: tuple[SiteApplication, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidatorStatus:
+    """A member site in the consensus, as one SN sees it."""
+
+    site: str
+    power: int
+    """Its voting power; 0 while it has none."""
+    connected: bool
+    last_seen_s: float | None
+    """Seconds since there was a connection to it; 0 while there is, None where this SN has not seen any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsensusStatus:
+    """The consensus of `ledger=geth`, as one SN sees it."""
+
+    network: str
+    height: int
+    last_block_age_s: float
+    behind: int
+    """How many heights the best connected peer is ahead."""
+    validators: tuple[ValidatorStatus, ...]
+    halted: str
+    """Why no block can be made now; empty while they can."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """A node with what the SN alone knows: when it was last heard of and how far it is."""
 
@@ -339,6 +391,7 @@ class NetworkStatus:
     sites: tuple[SiteRecord, ...]
     nodes: tuple[NodeStatus, ...]
     contracts: tuple[TrainingContract, ...]
+    consensus: ConsensusStatus | None = None
 
 
 @cache

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography import x509
@@ -16,11 +19,57 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from swarm_hpc.config import IdentityConfig
+from swarm_hpc.errors import ConfigError
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
+from swarm_hpc.sn.programs import find_program
 
 TRUST_DOMAIN = "swarm.test"
+
+
+@dataclass(frozen=True)
+class LedgerPrograms:
+    """The real geth and CometBFT."""
+
+    geth: Path
+    cometbft: Path
+
+
+@cache
+def find_ledger_programs() -> LedgerPrograms | str:
+    """Both programs, or why they cannot be had."""
+    try:
+        return LedgerPrograms(*(find_program(name, "", os.environ) for name in ("geth", "cometbft")))
+    except ConfigError as exc:
+        return str(exc)
+
+
+# What a mark stands for: a function that gives the reason where this machine cannot offer it.
+NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs}
+
+
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the running test; in CI, where everything can be had, fail it: a test that never runs protects nothing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `geth` or the like runs only where its mark's needs are met, whatever fixtures it asks for."""
+    for mark, look in NEEDS.items():
+        if item.get_closest_marker(mark) and isinstance(reason := look(), str):
+            cannot_run(reason)
+
+
+@pytest.fixture(scope="session")
+def ledger_programs() -> LedgerPrograms:
+    """Paths of the real geth and CometBFT, for tests marked `geth`."""
+    found = find_ledger_programs()
+    if isinstance(found, str):
+        cannot_run(found)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, settings_arguments
@@ -14,9 +15,14 @@ def _sn(options: argparse.Namespace) -> int:
     from swarm_hpc.config import SnConfig
 
     config = load(SnConfig, "sn", options.words, options.config_dir)
+    from swarm_hpc.config import LedgerKind
     from swarm_hpc.identity import certs
     from swarm_hpc.sn import node
+    from swarm_hpc.sn.programs import LedgerProgram, find_program
 
+    if config.ledger.kind is LedgerKind.GETH:
+        config.ledger.geth = str(find_program(LedgerProgram.GETH, config.ledger.geth, os.environ))
+        config.ledger.cometbft = str(find_program(LedgerProgram.COMETBFT, config.ledger.cometbft, os.environ))
     logs.start(str(certs.load(config.identity).name), options.log_level)
     node.run(config)
     return 0

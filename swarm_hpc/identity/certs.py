@@ -25,6 +25,8 @@ from swarm_hpc.errors import (
 )
 from swarm_hpc.identity.bundle import TrustBundle, alternative_names, certificates
 from swarm_hpc.identity.handshake import (
+    HTTP,
+    P2P,
     Authorize,
     CheckedObject,
     CheckedSocket,
@@ -56,12 +58,15 @@ class Identity:
         return f"Identity({self.name}, expires_at={self.expires_at:%Y-%m-%dT%H:%M:%SZ})"
 
     def server_context(self, authorize: Authorize) -> NodeContext:
-        """A context to accept connections with: TLS 1.3, ALPN http/1.1. Peers are checked inside the handshake."""
+        """A context to accept connections with: TLS 1.3, either ALPN. Peers are checked inside the handshake."""
         return self._context(ssl.PROTOCOL_TLS_SERVER, lambda: self._pair.server, authorize)
 
-    def client_context(self, authorize: Authorize) -> NodeContext:
-        """A context to connect with, for asyncio and for blocking sockets."""
-        return self._context(ssl.PROTOCOL_TLS_CLIENT, lambda: self._pair.client, authorize)
+    def client_context(self, authorize: Authorize, alpn: str = HTTP) -> NodeContext:
+        """A context to connect with, for asyncio and for blocking sockets; `alpn` is HTTP or P2P.
+
+        A server that does not know the protocol goes on without one: whoever asks for P2P looks at what was selected.
+        """
+        return self._context(ssl.PROTOCOL_TLS_CLIENT, lambda: self._pair.clients[alpn], authorize)
 
     def _context(self, protocol: int, newest: Callable[[], ssl.SSLContext], authorize: Authorize) -> NodeContext:
         return NodeContext(protocol, newest, self.bundle, self.name, authorize)
@@ -76,8 +81,10 @@ class ContextPair:
         try:
             os.write(fd, cert_and_key)
             path = f"/proc/self/fd/{fd}"
-            self.server = loaded(ssl.PROTOCOL_TLS_SERVER, path, bundle, strict=strict)
-            self.client = loaded(ssl.PROTOCOL_TLS_CLIENT, path, bundle, strict=strict)
+            self.server = loaded(ssl.PROTOCOL_TLS_SERVER, path, bundle, strict=strict, alpn=(HTTP, P2P))
+            self.clients = {
+                alpn: loaded(ssl.PROTOCOL_TLS_CLIENT, path, bundle, strict=strict, alpn=(alpn,)) for alpn in (HTTP, P2P)
+            }
         finally:
             os.close(fd)
 
@@ -156,7 +163,7 @@ def _rehearse(pair: ContextPair, bundle: TrustBundle, leaf: x509.Certificate, co
     """Shake hands with ourselves in memory: chain, purposes, strictness and name, exactly as a peer will check them."""
     names: list[NodeName] = []
     server = NodeContext(ssl.PROTOCOL_TLS_SERVER, lambda: pair.server, bundle, None, names.append)
-    client = NodeContext(ssl.PROTOCOL_TLS_CLIENT, lambda: pair.client, bundle, None, names.append)
+    client = NodeContext(ssl.PROTOCOL_TLS_CLIENT, lambda: pair.clients[HTTP], bundle, None, names.append)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     waiting = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
     try:

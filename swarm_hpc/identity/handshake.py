@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from swarm_hpc.errors import (
@@ -24,6 +24,10 @@ from swarm_hpc.records import NodeName
 
 Authorize = Callable[[NodeName], None]
 """Raises NotAuthorized for a peer that must not connect; called inside the handshake."""
+
+HTTP: Final = "http/1.1"
+P2P: Final = "swarm-p2p"
+"""ALPN: what a connection is for. A server takes either, a client asks for one of them."""
 
 _DER: Final = 2  # _ssl.ENCODING_DER
 _AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -225,7 +229,9 @@ class CheckedSocket(ssl.SSLSocket):
         return got
 
 
-def loaded(protocol: int, cert_and_key: str, bundle: TrustBundle, *, strict: bool) -> ssl.SSLContext:
+def loaded(
+    protocol: int, cert_and_key: str, bundle: TrustBundle, *, strict: bool, alpn: Sequence[str]
+) -> ssl.SSLContext:
     """A context that shows the certificate in the PEM file `cert_and_key` and verifies peers against the bundle."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -238,7 +244,7 @@ def loaded(protocol: int, cert_and_key: str, bundle: TrustBundle, *, strict: boo
     context.options |= ssl.OP_NO_TICKET  # a resumed session would outlive its certificate
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(alpn)
     context.load_cert_chain(cert_and_key)
     context.load_verify_locations(cadata=bundle.authorities_der())
     context.sslobject_class = CheckedObject

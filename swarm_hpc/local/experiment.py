@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from swarm_hpc import processes
 from swarm_hpc.config import ExperimentConfig, LocalConfig, ProgramConfig
 from swarm_hpc.errors import NotReachable, ProgramFailed, TimedOut
-from swarm_hpc.local import processes
 from swarm_hpc.local.folder import POOLED, RunFolder
-from swarm_hpc.local.processes import Process
 from swarm_hpc.local.progress import ProgressView, Watched
 from swarm_hpc.local.results import Outcome, Summary
-from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status
+from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status, fetch_whole_status
+from swarm_hpc.processes import Process
 from swarm_hpc.records import RoundState
 
 # fmt: off
@@ -50,10 +50,10 @@ def run(config: LocalConfig, examples: Path) -> Summary:
         view.say("preparing data and certificates")
         with programs.preparing(sites):
             swarm.make_certificates()
-            swarm.launch_sn()
+            swarm.launch_sns()
         with Baselines(programs, [*sites, POOLED] if config.baselines else []) as baselines:
             view.say("training")
-            swarm.await_sn()
+            swarm.await_sns()
             for site in sites:
                 swarm.start_sl(site, programs.swarm(site))
             watch = _Watch(swarm, baselines, view)
@@ -210,7 +210,7 @@ class _Watch:
             return
         self.next_look = now + self.view.period_s
         try:
-            status = fetch_status(self.swarm.client())
+            status = fetch_whole_status(self.swarm)
         except (NotReachable, TimedOut):
             status = None  # it shows itself as a dead process, or comes back
         ended = [name for name, process in self.swarm.processes.items() if process.code is not None]

@@ -43,12 +43,16 @@ class RunFolder:
 
     @property
     def sn_data(self) -> Path:
-        """The SN's data_dir: ledger, keys, blobs and endpoint.json."""
-        return self.root / "sn"
+        """data_dir of the first site's SN, or of the only one: ledger, keys, blobs and endpoint.json."""
+        return self.sn_data_of("sn")
+
+    def sn_data_of(self, name: str) -> Path:
+        """data_dir of the SN whose process has that name."""
+        return self.root / name
 
     @property
     def ledger(self) -> Path:
-        """The SN's ledger."""
+        """The first SN's ledger."""
         return self.sn_data / "ledger"
 
     @property
@@ -101,18 +105,18 @@ class RunFolder:
         stem = self.certs(name.site) / f"{name.kind}-{name.name}"
         return IdentityConfig(cert=f"{stem}.pem", key=f"{stem}-key.pem", bundle=str(self.bundle))
 
-    def endpoint(self) -> dict[str, str]:
-        """What the running SN wrote down: its address and site; NotReachable when there is none."""
-        file = self.sn_data / "endpoint.json"
+    def endpoint(self, sn: str = "sn") -> dict[str, str]:
+        """What a running SN wrote down: its address and site; NotReachable when there is none."""
+        file = self.sn_data_of(sn) / "endpoint.json"
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise NotReachable(f"no SN is running in {self.root} (there is no {file})") from None
         return {key: str(value) for key, value in facts.items()}
 
-    def client(self, connect_timeout_s: float = 5.0) -> ClientConfig:
-        """How the supervisor, and `swarm-hpc status`, ask the SN of this run."""
-        facts = self.endpoint()
+    def client(self, connect_timeout_s: float = 5.0, sn: str = "sn") -> ClientConfig:
+        """How the supervisor, and `swarm-hpc status`, ask an SN of this run."""
+        facts = self.endpoint(sn)
         return ClientConfig(
             sn=facts["address"],
             identity=self.identity(NodeName(facts["site"], Kind.SWCI, SUPERVISOR)),

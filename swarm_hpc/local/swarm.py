@@ -1,4 +1,4 @@
-"""A whole swarm as real processes on this host: one SN with the embedded ledger, per site an SL with its ML program.
+"""A whole swarm as real processes on this host: per site an SL with its ML program, and one SN or one per site.
 
 It makes the certificates and each node's settings, starts, watches and stops the processes. What they train is
 experiment.py's affair.
@@ -17,20 +17,21 @@ from typing import Any, Final, Self
 
 import yaml
 
+from swarm_hpc import processes
 from swarm_hpc.config import (
     ClientConfig,
     ConnectionConfig,
+    LedgerKind,
     LocalConfig,
     ProgramConfig,
     SlConfig,
     SnConfig,
     TransferConfig,
 )
-from swarm_hpc.errors import TimedOut
+from swarm_hpc.errors import NotReachable, SwarmError, TimedOut
 from swarm_hpc.identity import ca, certs
-from swarm_hpc.local import processes
 from swarm_hpc.local.folder import SUPERVISOR, TRUST_DOMAIN, RunFolder
-from swarm_hpc.local.processes import Process
+from swarm_hpc.processes import Process
 from swarm_hpc.records import Kind, NetworkStatus, NodeName, Round, encode
 from swarm_hpc.sn.client import SnClient
 
@@ -46,12 +47,15 @@ ONE_THREAD: Final = {
 SN: Final = "sn"
 START_S: Final = 60.0
 STOP_S: Final = 8.0
+SN_STOP_S: Final = 25.0
+"""geth writes its state to disk when it ends."""
 
 
 class Swarm:
     """The processes of one run. Use it in `with`: at the end nothing is left running.
 
-    `processes` has the newest process of each name: `sn`, and each site's SL under the site's name.
+    `processes` has the newest process of each name: each site's SL under the site's name, `sn`, and with
+    ledger=geth the other sites' SNs as `sn-SITE`.
     """
 
     def __init__(self, config: LocalConfig, folder: RunFolder, sites: Sequence[str]) -> None:
@@ -60,7 +64,7 @@ class Swarm:
         self.sites = tuple(sites)
         self.processes: dict[str, Process] = {}
         self._started: list[Process] = []
-        self._sn_port = 0
+        self._ports: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -76,54 +80,79 @@ class Swarm:
         for site in self.sites:
             authorities[site] = ca.create_ca(site, TRUST_DOMAIN, self.folder.ca(site))
             names = [sl_name(site)]
-            if site == self.sites[0]:
-                names += [self.sn_name, NodeName(site, Kind.SWCI, SUPERVISOR)]
+            if site in self.sn_of.values():
+                names += [sn_name(site), NodeName(site, Kind.SWCI, SUPERVISOR)]
             for name in names:
                 ca.issue(self.folder.ca(site), name, self.folder.certs(site))
         ca.write_bundle(authorities, TRUST_DOMAIN, self.folder.bundle)
 
     @property
-    def sn_name(self) -> NodeName:
-        """The one SN serves all sites and is the first one's."""
-        return NodeName(self.sites[0], Kind.SN, SN)
+    def sn_of(self) -> dict[str, str]:
+        """Name of each SN's process -> its site: the first site's alone, or with ledger=geth one of each site."""
+        first, *others = self.sites
+        if self.config.ledger.kind is LedgerKind.EMBEDDED:
+            return {SN: first}
+        return {SN: first} | {f"{SN}-{site}": site for site in others}
 
-    def start_sn(self, *, port: int | None = None, timeout_s: float = START_S) -> None:
-        """Start the SN and wait until it is ready: on `port`, else where it was before, else on a free one."""
-        self.launch_sn(port=port)
-        self.await_sn(timeout_s)
+    def start_sns(self, timeout_s: float = START_S) -> None:
+        """Start all SNs and wait until they are ready: the first one founds the network, the others join it."""
+        self.launch_sns()
+        self.await_sns(timeout_s)
 
-    def launch_sn(self, *, port: int | None = None) -> None:
+    def launch_sns(self) -> None:
+        """The first half of `start_sns`: the first SN's programs come up while something else is done."""
+        self.launch_sn()
+
+    def await_sns(self, timeout_s: float = START_S) -> None:
+        """The second half."""
+        first, *others = self.sn_of
+        self.await_sn(first, timeout_s)
+        for name in others:
+            self.launch_sn(name)
+        for name in others:
+            self.await_sn(name, timeout_s)
+
+    def start_sn(self, name: str = SN, *, port: int | None = None, timeout_s: float = START_S) -> None:
+        """Start an SN and wait until it is ready: on `port`, else where it was before, else on a free one."""
+        self.launch_sn(name, port=port)
+        self.await_sn(name, timeout_s)
+
+    def launch_sn(self, name: str = SN, *, port: int | None = None) -> None:
         """The first half of `start_sn`."""
+        ledger = self.config.ledger
+        if name != SN:
+            ledger = replace(ledger, join=[f"127.0.0.1:{self._ports[SN]}"])
         config = SnConfig(
-            port=self._sn_port if port is None else port,
-            data_dir=str(self.folder.sn_data),
+            port=self._ports.get(name, 0) if port is None else port,
+            data_dir=str(self.folder.sn_data_of(name)),
             lease_s=self.config.lease_s,
-            identity=self.folder.identity(self.sn_name),
-            ledger=self.config.ledger,
+            sentinel=name == SN,
+            identity=self.folder.identity(sn_name(self.sn_of[name])),
+            ledger=ledger,
             transfer=self.config.transfer,
         )
-        self._start(SN, "sn", config)
+        self._start(name, "sn", config)
 
-    def await_sn(self, timeout_s: float = START_S) -> None:
+    def await_sn(self, name: str = SN, timeout_s: float = START_S) -> None:
         """The second half: ProgramFailed when the SN ends instead, TimedOut."""
-        pid = self.processes[SN].popen.pid
-        self._until(lambda: self._sn_is_ready(pid), "the SN to be ready", timeout_s)
+        pid = self.processes[name].popen.pid
+        self._until(lambda: self._sn_is_ready(name, pid), f"{name} to be ready", timeout_s)
 
-    def _sn_is_ready(self, pid: int) -> bool:
-        file = self.folder.sn_data / "endpoint.json"
+    def _sn_is_ready(self, name: str, pid: int) -> bool:
+        file = self.folder.sn_data_of(name) / "endpoint.json"
         if not file.exists():
             return False
         facts = json.loads(file.read_text(encoding="utf-8"))
         if facts["pid"] != pid:
             return False  # left by one that was killed
-        self._sn_port = int(str(facts["address"]).rpartition(":")[2])
+        self._ports[name] = int(str(facts["address"]).rpartition(":")[2])
         return True
 
     def start_sl(self, site: str, program: ProgramConfig, **changes: Any) -> Process:
         """Start the site's SL with that ML program; `changes` are fields of SlConfig to set otherwise."""
         config = SlConfig(
             name=str(sl_name(site)),
-            sn=f"127.0.0.1:{self._sn_port}",
+            sn=f"127.0.0.1:{self._ports[self.sn_for(site)]}",
             state_dir=str(self.folder.state(site)),
             identity=self.folder.identity(sl_name(site)),
             connection=ConnectionConfig(connect_timeout_s=60.0),
@@ -133,6 +162,10 @@ class Swarm:
             program=program,
         )
         return self._start(site, "sl", replace(config, **changes))
+
+    def sn_for(self, site: str) -> str:
+        """Name of the SN that serves the site."""
+        return next((name for name, home in self.sn_of.items() if home == site), SN)
 
     def _transfer_of(self, site: str) -> TransferConfig:
         """The sites' file servers share this host: they count up from the port asked for."""
@@ -158,10 +191,10 @@ class Swarm:
 
     def wait(self, names: Sequence[str], timeout_s: float, every: Callable[[], None] | None = None) -> None:
         """Until these have ended well. ProgramFailed as soon as one of them, or the SN, does not; TimedOut."""
-        sn = self.processes[SN]
 
         def look() -> None:
-            sn.check()
+            for name in self.sn_of:
+                self.processes[name].check()
             if every:
                 every()
 
@@ -176,14 +209,38 @@ class Swarm:
                 raise TimedOut(f"waited {timeout_s:g} s for {what}; logs are in {self.folder.log(SN).parent}")
             time.sleep(processes.POLL_S / 2)
 
-    def client(self) -> ClientConfig:
-        """How to ask the SN."""
-        return self.folder.client(connect_timeout_s=5.0)
+    def client(self, sn: str = SN) -> ClientConfig:
+        """How to ask an SN."""
+        return self.folder.client(connect_timeout_s=5.0, sn=sn)
 
     def stop(self) -> None:
         """End every process; SLs first, so that they can say goodbye to the SN."""
-        processes.stop([process for process in self._started if process.name != SN], STOP_S)
-        processes.stop([process for process in self._started if process.name == SN], STOP_S)
+        processes.stop([process for process in self._started if process.name not in self.sn_of], STOP_S)
+        processes.stop([process for process in self._started if process.name in self.sn_of], SN_STOP_S)
+
+
+def fetch_whole_status(swarm: Swarm) -> NetworkStatus:
+    """What the first SN that answers says, with each node's progress from the SN that hears its heartbeats.
+
+    NotReachable, TimedOut: none answers.
+    """
+    found: list[NetworkStatus] = []
+    failure: SwarmError | None = None
+    for name in swarm.sn_of:
+        try:
+            found.append(fetch_status(swarm.client(name)))
+        except (NotReachable, TimedOut) as exc:
+            failure = exc
+    if not found:
+        assert failure is not None
+        raise failure
+    heard = {one.node.name: one for status in found for one in status.nodes if one.last_seen_s is not None}
+    return replace(found[0], nodes=tuple(heard.get(one.node.name, one) for one in found[0].nodes))
+
+
+def sn_name(site: str) -> NodeName:
+    """The SN of a site."""
+    return NodeName(site, Kind.SN, SN)
 
 
 def sl_name(site: str) -> NodeName:

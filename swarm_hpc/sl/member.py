@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from swarm_hpc.errors import Fenced, NotFound, SwarmError, TransportError
+from swarm_hpc.errors import Fenced, LedgerHalted, NotFound, SwarmError, TransportError
 from swarm_hpc.records import Progress
 from swarm_hpc.sn.client import SnClient
 
@@ -52,7 +52,7 @@ class Member:
                 self._lease_s = await self._sn.heartbeat(self.name, self.incarnation, self.report())
             except NotFound:
                 await self._return()
-            except TransportError as exc:
+            except (TransportError, LedgerHalted) as exc:
                 log.warning("no heartbeat: %s", exc)
 
     async def call(self, request: Callable[[int], Awaitable[R]]) -> R:
@@ -94,7 +94,7 @@ class Member:
                 await self.register()
             if self.rejoin is not None:
                 await self.rejoin()
-        except TransportError as exc:
+        except (TransportError, LedgerHalted) as exc:
             log.warning("not registered again yet: %s", exc)
 
 

@@ -49,7 +49,10 @@ async def live(config: SlConfig) -> None:
     state_dir = Path(config.state_dir)
     instance = load_instance(state_dir)
     async with AsyncExitStack() as stack:
-        sn = await stack.enter_async_context(SnClient(identity, config.sn, connection=config.connection))
+        patience_s = config.round.max_wait_s
+        sn = await stack.enter_async_context(
+            SnClient(identity, config.sn, connection=config.connection, halt_wait_s=patience_s)
+        )
         exchange = await stack.enter_async_context(
             open_exchange(identity, sn, config.transfer, config.connection, state_dir)
         )

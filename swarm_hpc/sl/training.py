@@ -60,7 +60,7 @@ class Training:
     @property
     def reason(self) -> str:
         """What the program waits for, as a sentence."""
-        return self._participant.reason
+        return self._sn.halted or self._participant.reason
 
     async def resume(self) -> bool:
         """Load the contract's newest merged parameters into the arena, if there are any and they can be had."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ from swarm_hpc.transport.server import Handler
 
 log = logging.getLogger(__name__)
 
-_AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
 _WRITERS: Final = frozenset({Kind.SL, Kind.SWOP})
+_READERS: Final = _WRITERS | {Kind.SN, Kind.SWCI}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,14 @@ class ContractBlobs:
         self._transfer = transfer
         self._store = BlobStore(folder, min_free_bytes=transfer.min_free_mib << 20)
         self._owners = Owners(folder.with_suffix(".db"))
-        self._sites: dict[str, frozenset[str]] = {}
-        self._layouts: dict[str, str] = {}
+        self.seek: Callable[[NodeName, str], Awaitable[None]] | None = None
+        """Asked for a blob that is not here, or not for that peer, before it is refused: gateway.py fetches it."""
+        self.network: tuple[SiteRecord, ...] = ()
+        """All sites that were ever admitted, as the ledger has them now."""
+        self.sites: dict[str, frozenset[str]] = {}
+        """Per training contract the sites that take part in it."""
+        self.layouts: dict[str, str] = {}
+        """Per training contract the blob with its model layout."""
         self._members: frozenset[str] = frozenset()
         self._removed: frozenset[str] = frozenset()
         self._taking: set[asyncio.Task[web.StreamResponse]] = set()
@@ -84,18 +90,47 @@ class ContractBlobs:
         """Serve the blobs (docs/protocol.md 2.2)."""
         app.middlewares.append(self._note_arrival)
         shared_dir = Path(self._transfer.shared_dir) if self._transfer.shared_dir else None
-        add_blob_routes(app, self._store, may_read=self.may_read, may_write=self.may_write, shared_dir=shared_dir)
+        add_blob_routes(
+            app,
+            self._store,
+            may_read=self.may_read,
+            may_write=self.may_write,
+            shared_dir=shared_dir,
+            obtain=self._obtain,
+        )
+
+    @property
+    def keep_rounds(self) -> int:
+        """Blobs of older rounds are deleted; 0 keeps all."""
+        return self._transfer.keep_rounds
+
+    def has(self, blob: str, contract: str) -> bool:
+        """Whether the blob is here, and as one of that contract."""
+        return contract in self._owners.of(blob) and self._store.has(blob)
+
+    async def take_in(
+        self, blob: str, contract: str, number: int, bring: Callable[[BlobStore], Awaitable[None]]
+    ) -> None:
+        """Let `bring` put a blob into the store, and note that it belongs to that round of the contract."""
+        async with self._deleting:
+            self._arriving[blob] += 1
+        try:
+            await bring(self._store)
+            await asyncio.to_thread(self._owners.add, blob, contract, number)
+        finally:
+            self._arriving -= Counter([blob])
 
     def may_read(self, peer: NodeName, blob: str) -> None:
-        """Participants' sites and auditors may. All member sites may read a layout: who is refused can compare."""
+        """Nodes of participating sites may, and SWCI for audit.
+
+        All member sites may read a layout: who is refused can compare. Other sites' SNs count as their sites.
+        """
         owners = self._owners.of(blob)
         if not owners:
             raise BlobNotFound(f"this SN has no blob {blob}")
         if peer.site in self._removed:
             raise NotAuthorized(f"{peer}: site {peer.site} was voted out of the network")
-        if peer.kind in _AUDITORS:
-            return
-        if peer.kind not in _WRITERS:
+        if peer.kind not in _READERS:
             raise NotAuthorized(f"{peer}: nodes of kind {peer.kind} may not read blobs")
         if not self._readable(peer, blob, owners):
             names = ", ".join(sorted(owners))
@@ -122,10 +157,17 @@ class ContractBlobs:
         _arrival.set(_Arrival(blob, contract, found.round))
         return MAX_HEADER_BYTES if is_layout else None
 
+    async def _obtain(self, peer: NodeName, blob: str) -> None:
+        if self.seek is None:
+            return
+        owners = self._owners.of(blob)
+        if not (owners and self._store.has(blob) and self._readable(peer, blob, owners)):
+            await self.seek(peer, blob)
+
     def _readable(self, peer: NodeName, blob: str, owners: frozenset[str]) -> bool:
-        if any(peer.site in self._sites.get(contract, ()) for contract in owners):
+        if peer.kind is Kind.SWCI or any(peer.site in self.sites.get(contract, ()) for contract in owners):
             return True
-        return peer.site in self._members and blob in self._layouts.values()
+        return peer.site in self._members and blob in self.layouts.values()
 
     @web.middleware
     async def _note_arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -176,7 +218,7 @@ class ContractBlobs:
                 self._store.delete(blob)
 
     async def _learn(self, events: Sequence[Event]) -> None:
-        if any(event.name in ("SiteAdmitted", "SiteRemoved") for event in events):
+        if any(event.name in ("SiteAdmitted", "SiteAnnounced", "SiteRemoved") for event in events):
             self._know(await self._live.read(lambda ledger: ledger.sites()))
         for name in {event.contract for event in events if event.name in ("ContractCreated", "Joined")}:
             self._remember(await self._live.read(_contract(name)))
@@ -184,13 +226,14 @@ class ContractBlobs:
             self._to_sweep.put_nowait(name)
 
     def _know(self, sites: Sequence[SiteRecord]) -> None:
+        self.network = tuple(sites)
         self._members = frozenset(site.name for site in sites if site.active)
         self._removed = frozenset(site.name for site in sites if not site.active)
 
     def _remember(self, contract: TrainingContract) -> None:
         name = contract.spec.name
-        self._layouts[name] = contract.spec.model
-        self._sites[name] = _sites(contract)
+        self.layouts[name] = contract.spec.model
+        self.sites[name] = _sites(contract)
 
     async def _sweep_published(self) -> None:
         while True:
@@ -207,7 +250,7 @@ class ContractBlobs:
             return oldest, ledger.rounds(contract, oldest, current)
 
         oldest, rounds = await self._live.read(ask)
-        needed = {self._layouts[contract]} | {round_.merged for round_ in rounds}
+        needed = {self.layouts[contract]} | {round_.merged for round_ in rounds}
         needed.update(check_in.blob for round_ in rounds for check_in in round_.check_ins)
         # The lock: a blob that is sent again must not be found in the store and then deleted.
         async with self._deleting:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,16 +20,18 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import Web3
-from web3.exceptions import TimeExhausted, TransactionNotFound, Web3Exception
+from web3.exceptions import TransactionIndexingInProgress, TransactionNotFound, Web3Exception
 from web3.providers.base import BaseProvider
 from web3.types import LogReceipt, TxParams, TxReceipt
 
-from swarm_hpc.errors import ConfigError, LedgerError, SwarmError, TimedOut, by_name
+from swarm_hpc.errors import ConfigError, LedgerError, LedgerHalted, SwarmError, by_name
 from swarm_hpc.sn.contracts import Artifact, artifact
 
 GAS = 10_000_000
 """Gas limit of every transaction: the dearest ones, deployments, take about half of it."""
-RECEIPT_TIMEOUT_S = 60.0
+RECEIPT_TIMEOUT_S = 20.0
+"""How long a block may take: long enough for some lost proposers, shorter than an API client waits for its answer."""
+_NONCE_TAKEN = re.compile("already known|nonce too low|underpriced|already exists", re.IGNORECASE)
 _REASON = re.compile(r"(?:execution reverted: ?)?([A-Z][A-Za-z]+): (.+)", re.DOTALL)
 
 
@@ -48,6 +52,15 @@ class _Attached:
     code: Artifact
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A transaction that was handed in."""
+
+    digest: HexBytes
+    raw: HexBytes
+    nonce: int
+
+
 class Chain:
     """The contracts of one ledger as one account sees them. Safe to use from several threads."""
 
@@ -59,6 +72,7 @@ class Chain:
         self._sending = threading.Lock()
         self._contracts: dict[str, _Attached] = {}
         self._times: dict[int, int] = {}
+        self._unsettled: _Sent | None = None
         self.chain_id = int(self._w3.eth.chain_id)
         # Twice the price of now: a base fee may have grown by the time a later transaction is sent. Embedded: 0.
         self._gas_price = 2 * self._w3.eth.gas_price
@@ -88,6 +102,10 @@ class Chain:
     def attach(self, name: str, address: str) -> None:
         """Use the contract `name` (Registry, Training, Tasks) that lives at the address."""
         self._contracts[name] = _Attached(to_checksum_address(address), artifact(name))
+
+    def has_code(self, address: str) -> bool:
+        """Whether a contract lives at the address."""
+        return bool(self._w3.eth.get_code(to_checksum_address(address)))
 
     def first_contract(self) -> str | None:
         """Address of the contract that the chain's first transaction created; None where there is none yet."""
@@ -179,24 +197,73 @@ class Chain:
             raise LedgerError(f"{what}: refused in block {receipt['blockNumber']}, but possible by now; repeat it")
 
     def _transact(self, request: TxParams, what: str) -> TxReceipt:
-        price: TxParams = {"value": cast(Any, 0), "gas": GAS, "gasPrice": cast(Any, self._gas_price)}
-        try:
-            with self._sending:
-                nonce = self._w3.eth.get_transaction_count(self._account.address, "pending")
-                numbered = {**request, **price, "nonce": nonce, "chainId": self.chain_id}
-                signed = self._account.sign_transaction(cast(dict[str, Any], numbered))
-                digest = self._w3.eth.send_raw_transaction(signed.raw_transaction)
-            return self._receipt(digest)
-        except TimeExhausted as exc:
-            raise TimedOut(f"{what}: no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s") from exc
-        except (Web3Exception, ValueError) as exc:
-            raise refusal(exc, what) from exc
+        # One at a time: the next transaction's nonce is certain only when this one's is used.
+        with self._sending:
+            try:
+                deadline = time.monotonic() + RECEIPT_TIMEOUT_S
+                self._settle(what, deadline)
+                return self._send_until(request, what, deadline)
+            except (Web3Exception, ValueError) as exc:
+                raise refusal(exc, what) from exc
 
-    def _receipt(self, digest: HexBytes) -> TxReceipt:
-        try:
-            return self._w3.eth.get_transaction_receipt(digest)
-        except TransactionNotFound:
-            return self._w3.eth.wait_for_transaction_receipt(digest, RECEIPT_TIMEOUT_S, poll_latency=0.02)
+    def _send_until(self, request: TxParams, what: str, deadline: float) -> TxReceipt:
+        """Send it, again with a new nonce where an earlier process's transaction took the nonce."""
+        price: TxParams = {"value": cast(Any, 0), "gas": GAS, "gasPrice": cast(Any, self._gas_price)}
+        while True:
+            self._check_running(what)
+            nonce = self._nonce()
+            numbered = {**request, **price, "nonce": nonce, "chainId": self.chain_id}
+            signed = self._account.sign_transaction(cast(dict[str, Any], numbered))
+            sent = _Sent(signed.hash, signed.raw_transaction, nonce)
+            try:
+                self._w3.eth.send_raw_transaction(sent.raw)
+            except (Web3Exception, ValueError) as exc:
+                if not _NONCE_TAKEN.search(str(exc)):
+                    raise
+            else:
+                self._unsettled = sent
+            receipt = self._outcome(sent, what, deadline)
+            self._unsettled = None
+            if receipt is not None:
+                return receipt
+
+    def _settle(self, what: str, deadline: float) -> None:
+        """Wait for the transaction of an earlier request, whose block did not come in its time."""
+        if self._unsettled is None:
+            return
+        self._check_running(what)
+        with suppress(Web3Exception, ValueError):
+            # The mempools may have lost it.
+            self._w3.eth.send_raw_transaction(self._unsettled.raw)
+        self._outcome(self._unsettled, what, deadline)
+        self._unsettled = None
+
+    def _outcome(self, sent: _Sent, what: str, deadline: float) -> TxReceipt | None:
+        """The receipt of a transaction; None when another one has used its nonce."""
+        pause_s = 0.005
+        while True:
+            used = self._nonce() > sent.nonce
+            try:
+                return self._w3.eth.get_transaction_receipt(sent.digest)
+            except (TransactionNotFound, TransactionIndexingInProgress):
+                if used:
+                    return None
+            if time.monotonic() > deadline:
+                why = self._halted() or f"no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s"
+                raise LedgerHalted(f"{what}: {why}")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
+
+    def _nonce(self) -> int:
+        return int(self._w3.eth.get_transaction_count(self._account.address, "latest"))
+
+    def _check_running(self, what: str) -> None:
+        if why := self._halted():
+            raise LedgerHalted(f"{what}: {why}")
+
+    def _halted(self) -> str:
+        ask = getattr(self._provider, "halted", None)
+        return str(ask()) if ask is not None else ""
 
 
 def refusal(exc: Exception, what: str) -> SwarmError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 from swarm_hpc.config import ConnectionConfig
-from swarm_hpc.errors import ProtocolError
+from swarm_hpc.errors import LedgerHalted, ProtocolError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import (
     CheckIn,
@@ -24,6 +27,8 @@ from swarm_hpc.records import (
     Platform,
     Progress,
     Round,
+    SiteApplication,
+    SiteList,
     TrainingContract,
     decode,
     encode,
@@ -33,8 +38,11 @@ from swarm_hpc.transport.client import ApiClient, expect_kind
 
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 MAX_WAIT_S: Final = 30.0
 """The longest that an SN holds a long-poll."""
+_HALT_PAUSE_S: Final = 1.0
 _MARGIN_S: Final = 30.0
 """What an answer may take beyond the wait that was asked for."""
 
@@ -64,10 +72,22 @@ class SnClient:
     """
 
     def __init__(
-        self, identity: Identity, address: str, *, connection: ConnectionConfig, site: str | None = None
+        self,
+        identity: Identity,
+        address: str,
+        *,
+        connection: ConnectionConfig,
+        site: str | None = None,
+        halt_wait_s: float = 0.0,
     ) -> None:
-        """`site` is the site whose SN must answer at `address`; None accepts the SN of any site of the bundle."""
+        """`site` is the site whose SN must answer at `address`; None accepts the SN of any site of the bundle.
+
+        A change that the ledger cannot take, because too few sites are up, is tried again for `halt_wait_s`.
+        """
         self.address = address
+        self.halted = ""
+        """Why the ledger takes no changes at the moment, while one waits for it."""
+        self._halt_wait_s = halt_wait_s
         self._identity = identity
         self._connection = connection
         self._expect = expect_kind(Kind.SN, site=site)
@@ -85,6 +105,28 @@ class SnClient:
     async def status(self) -> NetworkStatus:
         """The whole network as this SN sees it."""
         return decode(NetworkStatus, await self._get("/v1/status"))
+
+    # the network of `ledger=geth`
+
+    async def network(self) -> str:
+        """The network file, for a site that wants to join. NotFound where the ledger is not shared."""
+        return decode(str, _field(await self._get("/v1/network"), "network"))
+
+    async def sites(self) -> SiteList:
+        """The sites of the network, and those that ask to be members."""
+        return decode(SiteList, await self._get("/v1/sites"))
+
+    async def apply(self, asks: SiteApplication) -> SiteList:
+        """Ask for this member's vote; repeat it until the site is in the list."""
+        return decode(SiteList, await self._post("/v1/sites", application=encode(asks)))
+
+    async def admit(self, site: str) -> SiteList:
+        """Vote to admit a site that has asked."""
+        return decode(SiteList, await self._post(f"/v1/sites/{quote(site, safe='')}/admit"))
+
+    async def remove(self, site: str) -> SiteList:
+        """Vote to remove a site."""
+        return decode(SiteList, await self._post(f"/v1/sites/{quote(site, safe='')}/remove"))
 
     # nodes
 
@@ -232,7 +274,20 @@ class SnClient:
         return await self._api.call("GET", path, query=query, timeout_s=wait_s + _MARGIN_S)
 
     async def _post(self, path: str, **fields: object) -> Any:
-        return await self._api.call("POST", path, body=fields, timeout_s=_MARGIN_S)
+        deadline = time.monotonic() + self._halt_wait_s
+        try:
+            while True:
+                try:
+                    return await self._api.call("POST", path, body=fields, timeout_s=_MARGIN_S)
+                except LedgerHalted as exc:
+                    if time.monotonic() > deadline:
+                        raise
+                    if not self.halted:
+                        log.warning("waiting: %s", exc)
+                    self.halted = str(exc)
+                await asyncio.sleep(_HALT_PAUSE_S)
+        finally:
+            self.halted = ""
 
 
 def _path(contract: str, *rest: str | int) -> str:

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3.providers.base import BaseProvider
 
-from swarm_hpc.config import LedgerConfig
+from swarm_hpc.config import LedgerConfig, LedgerKind
 from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.records import (
     CheckIn,
@@ -41,34 +41,51 @@ from swarm_hpc.sn.ledger_tasks import TaskLedger
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
-SCHEMA = 1
+SCHEMA = 2
 BLOCKS_PER_QUERY = 2000
 NO_ACCOUNT = "0x" + "00" * 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Founder:
-    """The site that founds a network: its name, its SN's address and its CA's fingerprint."""
+    """The site that founds a network: its name, its SN's address, its CA's fingerprint and its consensus keys."""
 
     site: str
     endpoint: str
     ca_fingerprint: str
+    consensus_key: str = ""
+    p2p_id: str = ""
 
 
 class Ledger(TaskLedger):
     """One network's ledger, used through one account. Safe to use from several threads."""
 
-    def __init__(self, provider: BaseProvider, account: LocalAccount, *, kind: str, found: Founder | None = None):
-        """Attach to the ledger behind the provider; with `found`, deploy what of it is not there yet."""
+    def __init__(
+        self,
+        provider: BaseProvider,
+        account: LocalAccount,
+        *,
+        kind: str,
+        found: Founder | None = None,
+        registry: str | None = None,
+    ):
+        """Attach to the ledger behind the provider; with `found`, deploy what of it is not there yet.
+
+        `registry` is where the Registry is, or will be; None looks for the chain's first contract.
+        """
         self._chain = Chain(provider, account)
-        self._kind = kind
+        self.kind = kind
+        """The provider's: embedded, geth."""
         self._counted = (0, 0)
-        registry = self._chain.first_contract()
+        if registry is None:
+            registry = self._chain.first_contract()
+        elif not self._chain.has_code(registry):
+            registry = None
         if registry is None:
             if found is None:
                 raise LedgerError(f"the {kind} ledger is empty, and this SN is not to found a network")
             views.label(found.site, "site")
-            registry = self._chain.deploy("Registry", found.site, found.endpoint, found.ca_fingerprint)
+            registry = self._chain.deploy("Registry", *_site_arguments(**asdict(found)))
         self._chain.attach("Registry", registry)
         self._attach_others(registry, found)
 
@@ -126,6 +143,11 @@ class Ledger(TaskLedger):
     # --- the ledger itself ---
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other SNs write on it, too: each for its own site."""
+        return self.kind != LedgerKind.EMBEDDED
+
+    @property
     def account(self) -> str:
         """Ethereum address that this SN's sites speak through."""
         return self._chain.account
@@ -142,7 +164,7 @@ class Ledger(TaskLedger):
             transactions += self._chain.num_transactions(number)
         self._counted = (height, transactions)
         return LedgerStatus(
-            kind=self._kind,
+            kind=self.kind,
             chain_id=self._chain.chain_id,
             height=height,
             transactions=transactions,
@@ -170,13 +192,28 @@ class Ledger(TaskLedger):
         """All sites that were ever admitted, in the order of their admission."""
         return tuple(views.site(one) for one in self._pages("site_page"))
 
-    def vote(self, site: str, account: str, endpoint: str, ca_fingerprint: str, admit: bool) -> None:
+    def vote(
+        self,
+        site: str,
+        account: str,
+        endpoint: str,
+        ca_fingerprint: str,
+        admit: bool,
+        *,
+        consensus_key: str = "",
+        p2p_id: str = "",
+    ) -> None:
         """Vote, for every site of this account, to admit (or change) or to remove a site; more than half decide."""
-        views.label(site, "site")
-        endpoint = views.text(endpoint, 260, "endpoint")
-        fingerprint = views.text(ca_fingerprint, 95, "ca_fingerprint")
+        name, *rest = _site_arguments(site, endpoint, ca_fingerprint, consensus_key, p2p_id)
         what = f"vote to {'admit' if admit else 'remove'} {site}"
-        self._chain.send("Registry", "vote", site, account, endpoint, fingerprint, admit, what=what)
+        self._chain.send("Registry", "vote", name, account, *rest, admit, what=what)
+
+    def announce(self, endpoint: str) -> None:
+        """Say, for every site of this account, that its SN is there and reached at `endpoint`.
+
+        A site gets voting power in the consensus by the first time, and by the next one after it lost it.
+        """
+        self._chain.send("Registry", "announce", views.text(endpoint, 260, "endpoint"), what="announcing this SN")
 
     def register_node(self, name: str, endpoint: str, instance: str) -> NodeRecord:
         """Make the node active and raise its incarnation, which fences off its earlier processes."""
@@ -274,6 +311,20 @@ class Ledger(TaskLedger):
         """Rounds `first` to `last`, at most up to the current one, which may still be empty."""
         current = self.contract(contract).round
         return tuple(self.round(contract, number) for number in range(max(1, first), min(last or current, current) + 1))
+
+
+def _site_arguments(
+    site: str, endpoint: str, ca_fingerprint: str, consensus_key: str, p2p_id: str
+) -> tuple[object, ...]:
+    """A site as Registry takes it."""
+    views.label(site, "site")
+    return (
+        site,
+        views.text(endpoint, 260, "endpoint"),
+        views.text(ca_fingerprint, 95, "ca_fingerprint"),
+        views.hash_bytes(consensus_key, "consensus_key"),
+        views.text(p2p_id, 40, "p2p_id"),
+    )
 
 
 def load_account(path: Path) -> LocalAccount:

@@ -1,20 +1,26 @@
 """The ledger for many callers on one event loop: reads in threads, writes one at a time, and a wait for what is new.
 
+It hears of what it writes itself; who shares the ledger with other SNs wakes it for theirs (`follow`, `wake`).
+
 It keeps no copy of the ledger, only the cursor of each training contract's newest event: waiting costs no reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
+from swarm_hpc.errors import SwarmError
 from swarm_hpc.records import Event
 from swarm_hpc.sn.ledger import Ledger
 
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
 
@@ -31,6 +37,8 @@ class LiveLedger:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[Sequence[Event]], Awaitable[None]]] = []
         self._stopped = False
+        self._catching_up = asyncio.Lock()
+        self._woken = asyncio.Event()
         # Threads of its own: blobs that keep those of asyncio.to_thread busy must not hold up the rounds.
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="ledger")
 
@@ -75,6 +83,20 @@ class LiveLedger:
             return False
         return self.has_news(contract, after)
 
+    def wake(self) -> None:
+        """There may be new blocks. For the event loop's thread; has an effect while `follow` runs."""
+        self._woken.set()
+
+    async def follow(self) -> NoReturn:
+        """Hear of what others write, each time it is woken. A failure is logged; the next time tries again."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                await self._catch_up()
+            except SwarmError as exc:
+                log.warning("news of the ledger could not be read: %s", exc)
+
     @property
     def stopped(self) -> bool:
         """Whether the SN is about to end: nobody should start to wait."""
@@ -104,6 +126,10 @@ class LiveLedger:
                 await self._catch_up()
 
     async def _catch_up(self) -> None:
+        async with self._catching_up:
+            await self._take_news()
+
+    async def _take_news(self) -> None:
         events = await self._in_thread(partial(self._ledger.events, self._cursor))
         if not events:
             return

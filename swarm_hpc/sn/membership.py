@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from swarm_hpc.errors import DuplicateNode, Fenced, NotFound, SwarmError
+from swarm_hpc.errors import DuplicateNode, Fenced, NotFound, NotMember, SwarmError
 from swarm_hpc.identity.certs import TrustBundle
 from swarm_hpc.records import NodeName, NodeRecord, NodeStatus, Progress
 from swarm_hpc.sn.leases import Leases
@@ -47,8 +47,8 @@ class Membership:
         await self._live.write(self._correct_sites)
 
     async def restart(self) -> None:
-        """Give every active node of the ledger a fresh lease."""
-        self._leases.restart(await self._live.read(lambda ledger: ledger.nodes()), self._clock())
+        """Give every active node that lives at this SN a fresh lease."""
+        self._leases.restart(await self._live.read(_own_nodes), self._clock())
 
     async def register(self, name: NodeName, endpoint: str, instance: str) -> NodeRecord:
         """Register the node under the next incarnation; its site is admitted first where the ledger does not know it.
@@ -117,6 +117,8 @@ class Membership:
         known = {site.name for site in ledger.sites()}
         # A site that was voted out stays known, and inactive: the ledger refuses its nodes.
         if name.site not in known:
+            if ledger.is_shared:
+                raise NotMember(f"{name}: site {name.site} is no member of the network; its own SN has to join it")
             ledger.vote(name.site, ledger.account, self._endpoint, self._bundle.fingerprint(name.site), True)
             log.info("site %s admitted", name.site)
         return ledger.register_node(str(name), endpoint, instance)
@@ -145,6 +147,11 @@ class Membership:
             await self._live.write(lambda ledger: _mark_away(ledger, name))
             self._leases.drop(name)
         log.info("%s is away", name)
+
+
+def _own_nodes(ledger: Ledger) -> list[NodeRecord]:
+    own = {site.name for site in ledger.sites() if site.account == ledger.account}
+    return [node for node in ledger.nodes() if NodeName.parse(node.name).site in own]
 
 
 def _node_if_any(ledger: Ledger, name: str) -> NodeRecord | None:

@@ -10,21 +10,24 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import SnConfig
+from swarm_hpc.config import ConnectionConfig, LedgerKind, SnConfig
 from swarm_hpc.errors import ConfigError, SwarmError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind
+from swarm_hpc.sn.admission import Applications
 from swarm_hpc.sn.blobs import ContractBlobs
+from swarm_hpc.sn.gateway import Gateway
 from swarm_hpc.sn.ledger import Founder, Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.server import SnApi
-from swarm_hpc.transport.server import application, serve
+from swarm_hpc.sn.shared import SharedLedger
+from swarm_hpc.transport.server import application, listen
 
 log = logging.getLogger(__name__)
 
@@ -65,34 +68,57 @@ async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
     started_at = time.monotonic()
     data_dir = Path(config.data_dir)
     site = identity.name.site
-    founder = Founder(
-        site=site, endpoint=_address(config, config.port), ca_fingerprint=identity.bundle.fingerprint(site)
-    )
     with _data_dir(data_dir):
-        ledger = await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
-    live = LiveLedger(ledger)
-    try:
         (data_dir / ENDPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed
-        membership = Membership(live, lease_s=config.lease_s, endpoint=founder.endpoint, bundle=identity.bundle)
+    shared = (
+        SharedLedger(config.ledger, data_dir / "ledger", identity) if config.ledger.kind is LedgerKind.GETH else None
+    )
+    async with AsyncExitStack() as stack:
+        tunnels = await stack.enter_async_context(shared.tunnels) if shared is not None else None
+        reception = await stack.enter_async_context(listen(identity, config.host, config.port, tunnel=tunnels))
+        address = _address(config, reception.port)
+        if shared is not None:
+            ledger = await stack.enter_async_context(shared.open(address, reception, sentinel=config.sentinel))
+        else:
+            ledger = stack.enter_context(await _embedded(config, data_dir, identity, address))
+        live = LiveLedger(ledger)
+        stack.callback(live.close)
+        membership = Membership(live, lease_s=config.lease_s, endpoint=address, bundle=identity.bundle)
         await membership.restart()
-        async with ContractBlobs.open(live, data_dir / "blobs", config.transfer) as blobs:
-            app = application()
-            SnApi(name=identity.name, live=live, membership=membership, started_at=started_at).add_routes(app)
-            blobs.add_routes(app)
-            async with serve(app, identity, config.host, config.port) as port, _watch(membership, config.lease_s):
-                try:
-                    address = _address(config, port)
-                    await membership.announce(address)
-                    height = (await live.read(lambda ledger: ledger.status())).height
-                    log.info("ready on %s: site %s, ledger height %d", address, site, height)
-                    yield address
-                finally:
-                    # First the waits, then the server: it would wait for the answers to them.
-                    await live.stop()
-            await live.stop()  # what was asked while the server ended
-    finally:
-        live.close()
-        ledger.close()
+        blobs = await stack.enter_async_context(ContractBlobs.open(live, data_dir / "blobs", config.transfer))
+        await stack.enter_async_context(Gateway.open(live, blobs, identity, ConnectionConfig()))
+        app = application()
+        api = SnApi(
+            name=identity.name,
+            live=live,
+            membership=membership,
+            applications=Applications(live, identity.bundle, config.ledger.admission),
+            shared=shared,
+            started_at=started_at,
+        )
+        api.add_routes(app)
+        blobs.add_routes(app)
+        if shared is not None:
+            await stack.enter_async_context(shared.keep(live, address))
+        else:
+            await membership.announce(address)
+        stack.push_async_callback(live.stop)  # what was asked while the server ended
+        await stack.enter_async_context(reception.answer(app))
+        # First the waits, then the server: it would wait for the answers to them.
+        stack.push_async_callback(live.stop)
+        await stack.enter_async_context(_watch(membership, config.lease_s))
+        height = (await live.read(lambda ledger: ledger.status())).height
+        log.info("ready on %s: site %s, ledger height %d", address, site, height)
+        if shared is not None:
+            log.info("a site joins this network with: %s", shared.invitation(address))
+        yield address
+
+
+async def _embedded(config: SnConfig, data_dir: Path, identity: Identity, address: str) -> Ledger:
+    site = identity.name.site
+    founder = Founder(site=site, endpoint=address, ca_fingerprint=identity.bundle.fingerprint(site))
+    with _data_dir(data_dir):
+        return await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
 
 
 @asynccontextmanager

@@ -26,14 +26,17 @@ from swarm_hpc.records import (
     Platform,
     Progress,
     Round,
+    SiteApplication,
     TrainingContract,
     decode,
     encode,
 )
+from swarm_hpc.sn.admission import Applications
 from swarm_hpc.sn.client import MAX_WAIT_S
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
+from swarm_hpc.sn.shared import SharedLedger
 from swarm_hpc.sn.waits import wait_for_events, wait_for_round
 from swarm_hpc.transport.line import split_address
 from swarm_hpc.transport.server import allow, body
@@ -57,6 +60,9 @@ class SnApi:
     name: NodeName
     live: LiveLedger
     membership: Membership
+    applications: Applications
+    shared: SharedLedger | None = None
+    """With ledger=geth: this site's part in the network."""
     started_at: float
     """time.monotonic() when the SN started."""
 
@@ -66,6 +72,11 @@ class SnApi:
         app.add_routes(
             [
                 web.get("/v1/status", self.get_status),
+                web.get("/v1/network", self.get_network),
+                web.get("/v1/sites", self.get_sites),
+                web.post("/v1/sites", self.apply),
+                web.post("/v1/sites/{site}/admit", self.admit),
+                web.post("/v1/sites/{site}/remove", self.remove),
                 web.post("/v1/nodes", self.register),
                 web.get("/v1/nodes", self.get_nodes),
                 web.post("/v1/nodes/heartbeat", self.heartbeat),
@@ -89,6 +100,8 @@ class SnApi:
         """The whole network."""
         allow(request, *READERS)
 
+        consensus = await self.shared.status() if self.shared is not None else None
+
         def ask(ledger: Ledger) -> NetworkStatus:
             return NetworkStatus(
                 site=self.name.site,
@@ -99,9 +112,52 @@ class SnApi:
                 sites=ledger.sites(),
                 nodes=tuple(map(self.membership.status, ledger.nodes())),
                 contracts=ledger.contracts(),
+                consensus=consensus,
             )
 
         return _json(await self.live.read(ask))
+
+    # sites
+
+    async def get_network(self, request: web.Request) -> web.Response:
+        """The network file."""
+        allow(request, Kind.SN, Kind.SWCI)
+        if self.shared is None:
+            raise NotFound("this SN keeps an embedded ledger, which no other site can join")
+        return web.json_response({"network": self.shared.network.text()})
+
+    async def get_sites(self, request: web.Request) -> web.Response:
+        """All sites, and who asks."""
+        allow(request, *READERS)
+        return _json(await self.applications.sites())
+
+    async def apply(self, request: web.Request) -> web.Response:
+        """A site asks for this one's vote."""
+        peer = allow(request, Kind.SN)
+        asks = _take(await body(request), "application", SiteApplication)
+        if asks.site != peer.site:
+            raise NotAuthorized(f"{peer} may ask for site {peer.site} only, not for {asks.site}")
+        if self.shared is None:
+            raise NotFound("this SN keeps an embedded ledger, which no other site can join")
+        split_address(asks.endpoint)
+        return _json(await self.applications.apply(asks))
+
+    async def admit(self, request: web.Request) -> web.Response:
+        """This site's operator votes for a site."""
+        return _json(await self.applications.admit(self._voted_by_operator(request)))
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """This site's operator votes a site out."""
+        return _json(await self.applications.remove(self._voted_by_operator(request)))
+
+    def _voted_by_operator(self, request: web.Request) -> str:
+        peer = allow(request, Kind.SWCI)
+        if peer.site != self.name.site:
+            raise NotAuthorized(f"{peer}: the votes of site {self.name.site} are its own operator's")
+        site = request.match_info["site"]
+        if not LABEL.fullmatch(site):
+            raise NotFound(f"no site can be called {site[:80]!r}")
+        return site
 
     # nodes
 

@@ -47,7 +47,7 @@ View = Mapping[str, Any]
 
 def site(view: View) -> SiteRecord:
     """A site of Registry.site_page."""
-    return SiteRecord(**view)
+    return SiteRecord(**dict(view) | {"consensus_key": hash_text(view["consensus_key"])})
 
 
 def node(view: View) -> NodeRecord:

@@ -1,4 +1,4 @@
-"""One accepted connection until its TLS handshake is over: refused and logged once, or handed to the HTTP protocol.
+"""One accepted connection until its TLS handshake is over: refused and logged once, or handed to HTTP or a tunnel.
 
 The server accepts in plain TCP and starts TLS itself, so that it knows the address of whom it refuses, and each
 connection is secured with the newest certificate.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from swarm_hpc.identity.certs import Identity, peer_name
-from swarm_hpc.identity.handshake import refusal
+from swarm_hpc.identity.handshake import P2P, refusal
 from swarm_hpc.records import NodeName
+from swarm_hpc.transport.tunnel import Tunnels
 from swarm_hpc.transport.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -30,10 +32,14 @@ MAX_CONNECTIONS_PER_SITE: Final = 512
 class Doorkeeper:
     """Makes a Door for each connection, and ends those that are still in their handshake when the server stops."""
 
-    def __init__(self, identity: Identity, indoors: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, identity: Identity, indoors: Callable[[], asyncio.Protocol], tunnels: Tunnels | None = None
+    ) -> None:
         self.identity = identity
         self.indoors = indoors
-        """Makes the protocol that takes over after the handshake."""
+        """Makes the HTTP protocol that takes over after the handshake."""
+        self.tunnels = tunnels
+        """Take over where the client asks for swarm-p2p; without them such a connection is closed."""
         self._entering: set[asyncio.Task[None]] = set()
         self._inside: Counter[str] = Counter()
 
@@ -51,13 +57,27 @@ class Doorkeeper:
         self._entering.add(task)
         task.add_done_callback(self._entering.discard)
 
-    def watch(self, name: NodeName) -> Watch | None:
-        """The protocol for a node that was let in; None where its site has too many connections."""
+    def successor(self, tls: ssl.SSLObject) -> asyncio.Protocol | None:
+        """What takes over a connection whose peer is checked; None, and logged, where nothing does."""
+        name = peer_name(tls)
+        if tls.selected_alpn_protocol() != P2P:
+            lost = self._count(name)
+            return Watch(self.indoors(), lost) if lost is not None else None
+        if self.tunnels is None:
+            log.info("refused a tunnel from %s: there are none here", name)
+            return None
+        if not self.tunnels.admits(name):
+            return None
+        lost = self._count(name)
+        return self.tunnels.inbound(name, lost) if lost is not None else None
+
+    def _count(self, name: NodeName) -> Callable[[], None] | None:
+        """Count a connection; to be called when it is over. None where its site has too many."""
         if self._inside[name.site] >= MAX_CONNECTIONS_PER_SITE:
             log.warning("refused %s: site %s has %d connections", name, name.site, MAX_CONNECTIONS_PER_SITE)
             return None
         self._inside[name.site] += 1
-        return Watch(self.indoors(), lambda: self._inside.subtract([name.site]))
+        return lambda: self._inside.subtract([name.site])
 
     async def close(self) -> None:
         """End all handshakes that are under way."""
@@ -68,7 +88,7 @@ class Doorkeeper:
 
 
 class Door(asyncio.Protocol):
-    """Holds back what a peer sends between its handshake and the moment the HTTP protocol is ready."""
+    """Holds back what a peer sends between its handshake and the moment the next protocol is ready."""
 
     def __init__(self, keeper: Doorkeeper) -> None:
         self._keeper = keeper
@@ -96,7 +116,7 @@ class Door(asyncio.Protocol):
         self._left = True
 
     async def enter(self, transport: asyncio.Transport) -> None:
-        """Shake hands, then put the HTTP protocol in this one's place."""
+        """Shake hands, then put the protocol that the client asked for in this one's place."""
         address = _address(transport)
         context = self._keeper.identity.server_context(_anyone)
         try:
@@ -110,7 +130,7 @@ class Door(asyncio.Protocol):
             if secured is not None:
                 secured.close()
             return
-        protocol = self._keeper.watch(peer_name(secured.get_extra_info("ssl_object")))
+        protocol = self._keeper.successor(secured.get_extra_info("ssl_object"))
         if protocol is None:
             secured.close()
             return

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 
 from swarm_hpc.errors import BlobCorrupt, ConfigError, ProtocolError, TimedOut
 from swarm_hpc.records import NodeName
@@ -24,9 +24,12 @@ _RANGE: Final = re.compile(r"bytes=(\d{1,18})-")
 
 MayRead = Callable[[NodeName, str], None]
 MayWrite = Callable[[NodeName, str, str], Awaitable[int | None]]
+Obtain = Callable[[NodeName, str], Coroutine[Any, Any, None]]
 
 STALL_S: Final = 60.0
 """The longest pause between two pieces of a blob that is put."""
+PATIENCE_S: Final = 2.0
+"""While a blob is obtained, its reader hears so often that it is worth waiting."""
 
 
 def add_blob_routes(
@@ -36,13 +39,15 @@ def add_blob_routes(
     may_read: MayRead,
     may_write: MayWrite | None,
     shared_dir: Path | None = None,
+    obtain: Obtain | None = None,
 ) -> None:
     """Serve the store's blobs; take new ones unless `may_write` is None; adopt from `shared_dir` where there is one.
 
     may_read(peer, blob) and may_write(peer, contract, blob) raise NotAuthorized or NotFound. may_write is asked before
-    a byte of the blob is read; it answers how many bytes the blob may have, None without a limit.
+    a byte of the blob is read; it answers how many bytes the blob may have, None without a limit. obtain(peer, blob) is
+    awaited before may_read is asked: it may bring the blob into the store, and takes as long as that takes.
     """
-    app.router.add_get("/v1/blobs/{blob}", _Reader(store, may_read).get)
+    app.router.add_get("/v1/blobs/{blob}", _Reader(store, may_read, obtain).get)
     if may_write is not None:
         taker = _Taker(store, may_write, shared_dir)
         app.router.add_put("/v1/blobs/{blob}", taker.put)
@@ -50,13 +55,15 @@ def add_blob_routes(
 
 
 class _Reader:
-    def __init__(self, store: BlobStore, may_read: MayRead) -> None:
-        self._store, self._may_read = store, may_read
+    def __init__(self, store: BlobStore, may_read: MayRead, obtain: Obtain | None) -> None:
+        self._store, self._may_read, self._obtain = store, may_read, obtain
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """GET and HEAD. Not aiohttp's FileResponse: over TLS it copies each block many times on its way."""
-        blob = blob_name(request.match_info["blob"])
-        self._may_read(peer(request), blob)
+        blob, name = blob_name(request.match_info["blob"]), peer(request)
+        if self._obtain is not None:
+            await _while_it_waits(request, self._obtain(name, blob))
+        self._may_read(name, blob)
         with self._store.path(blob).open("rb", buffering=0) as file:
             return await _send(request, file)
 
@@ -86,6 +93,20 @@ class _Taker:
         known = self._store.has(blob)
         await asyncio.to_thread(self._store.adopt, self._shared_dir / blob, blob)
         return web.json_response({}, status=200 if known else 201)
+
+
+async def _while_it_waits(request: web.Request, work: Coroutine[Any, Any, None]) -> None:
+    """Await the work; meanwhile the client is told to wait, because silence would look like a lost server to it."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=PATIENCE_S))[0]:
+            if request.version >= HttpVersion11:
+                # Any number of them may come before the answer, asked for or not (RFC 9110, 15.2).
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # the answer itself has not begun
+    finally:
+        task.cancel()
+    await task
 
 
 async def _send(request: web.Request, file: FileIO) -> web.StreamResponse:

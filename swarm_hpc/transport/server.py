@@ -1,4 +1,7 @@
-"""HTTP/1.1 over mutual TLS: an application whose errors are problem+json, who asks, and a server's life."""
+"""HTTP/1.1 over mutual TLS: an application whose errors are problem+json, who asks, and a server's life.
+
+`serve` is for a node with one application; `listen` for one that is on its port before its application is ready.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,20 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from swarm_hpc.errors import ConfigError, NotAuthorized, PortInUse, ProtocolError, SwarmError, TimedOut
+from swarm_hpc.errors import (
+    ConfigError,
+    NotAuthorized,
+    NotReachable,
+    PortInUse,
+    ProtocolError,
+    SwarmError,
+    TimedOut,
+)
 from swarm_hpc.identity.certs import Identity, peer_name
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport import document
 from swarm_hpc.transport.door import Doorkeeper
+from swarm_hpc.transport.tunnel import Tunnels
 from swarm_hpc.transport.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -70,33 +82,111 @@ async def body(request: web.Request) -> dict[str, Any]:
     return values
 
 
+class Reception:
+    """Whoever connects is served by the newest application; where there is none, told what the node is doing."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        """Where it listens."""
+        self.status = "starting"
+        """What callers are told that «this node is» while no application answers, such as `starting: block 7 of 20`."""
+        self._runners: list[web.AppRunner] = []
+
+    @asynccontextmanager
+    async def answer(self, app: web.Application) -> AsyncIterator[None]:
+        """New connections are served by `app` until the block ends, then again by the one before it.
+
+        Connections that are open already stay for the request under way, if there is one, and are closed after it: the
+        client comes back on a new one.
+        """
+        runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=_STOP_GRACE_S,
+            read_bufsize=_READ_BUFFER_BYTES,
+            handler_cancellation=True,  # a long-poll whose client left must not go on
+            auto_decompress=False,  # nobody compresses here, and 1 MiB can unpack to 1 GiB
+        )
+        await runner.setup()
+        replaced, self._runners = self._runners, [*self._runners, runner]
+        try:
+            for other in replaced:
+                _send_away(other)
+            yield
+        finally:
+            self._runners = [other for other in self._runners if other is not runner]
+            await runner.cleanup()
+
+    def protocol(self) -> asyncio.Protocol:
+        """The newest application's HTTP protocol, for one connection."""
+        server = self._runners[-1].server
+        assert server is not None
+        return server()
+
+
 @asynccontextmanager
 async def serve(app: web.Application, identity: Identity, host: str, port: int) -> AsyncIterator[int]:
     """Serve until the block ends; yields the port (a free one for 0). PortInUse, or ConfigError for a foreign host.
 
     Any node of any site in the trust bundle may connect; handlers authorise (`allow`).
     """
-    runner = web.AppRunner(
-        app,
-        handle_signals=False,
-        access_log=None,
-        shutdown_timeout=_STOP_GRACE_S,
-        read_bufsize=_READ_BUFFER_BYTES,
-        handler_cancellation=True,  # a long-poll whose client left must not go on
-        auto_decompress=False,  # nobody compresses here, and 1 MiB can unpack to 1 GiB
-    )
-    await runner.setup()
+    reception = Reception()
+    async with reception.answer(app), _open(reception, identity, host, port, None):
+        yield reception.port
+
+
+@asynccontextmanager
+async def listen(
+    identity: Identity, host: str, port: int, *, tunnel: Tunnels | None = None
+) -> AsyncIterator[Reception]:
+    """Be on the port until the block ends, as `serve`; yields the Reception, whose `answer` blocks serve applications.
+
+    Outside of these every request is answered with NotReachable, which clients take for a node that is not there yet.
+    `tunnel` takes the connections with ALPN swarm-p2p; whoever made it closes it.
+    """
+    reception = Reception()
+    async with reception.answer(_lobby(reception)), _open(reception, identity, host, port, tunnel):
+        yield reception
+
+
+@asynccontextmanager
+async def _open(
+    reception: Reception, identity: Identity, host: str, port: int, tunnels: Tunnels | None
+) -> AsyncIterator[None]:
+    keeper = Doorkeeper(identity, reception.protocol, tunnels)
+    server = await _listen(keeper, host, port)
     try:
-        assert runner.server is not None
-        keeper = Doorkeeper(identity, runner.server)
-        server = await _listen(keeper, host, port)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            await keeper.close()
+        reception.port = server.sockets[0].getsockname()[1]
+        yield
     finally:
-        await runner.cleanup()
+        server.close()
+        await keeper.close()
+
+
+def _send_away(runner: web.AppRunner) -> None:
+    """Close a runner's connections: at once, or after the request under way."""
+    assert runner.server is not None
+    for connection in runner.server.connections:
+        watch = connection.transport.get_protocol() if connection.transport is not None else None
+        if isinstance(watch, Watch) and watch.busy:
+            connection.close()
+        else:
+            connection.force_close()  # an idle one would only become deaf by close()
+
+
+def _lobby(reception: Reception) -> web.Application:
+    """Answers whatever is asked with what the node is doing, once per connection."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        text = f"this node is {reception.status}"
+        response = _problem(NotReachable.__name__, NotReachable.http_status, text)
+        response.force_close()
+        return response
+
+    app = application()
+    app.router.add_route("*", "/{anything:.*}", answer)
+    return app
 
 
 async def _listen(keeper: Doorkeeper, host: str, port: int) -> asyncio.Server:

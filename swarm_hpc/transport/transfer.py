@@ -325,7 +325,9 @@ def _problem(address: str, answer: http.client.HTTPResponse) -> Exception:
     """The error an answer stands for; ConnectionError, which is tried again, when a proxy answers for a lost server."""
     text = answer.read(_PROBLEM_BYTES)
     error = problem(address, answer.status, answer.headers.get("Content-Type", ""), text)
-    return error or ConnectionError(f"a proxy answered {answer.status}")
+    if error is None or isinstance(error, NotReachable):  # a node that is starting says so
+        return ConnectionError(str(error or f"a proxy answered {answer.status}"))
+    return error
 
 
 def _size(data: memoryview | Path) -> int:

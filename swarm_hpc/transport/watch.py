@@ -30,6 +30,11 @@ class Watch(asyncio.Protocol):
         self._idle_since = self._moved_at = self._loop.time()
         self._unread = 0
 
+    @property
+    def busy(self) -> bool:
+        """A request is under way."""
+        return self._answering
+
     @contextmanager
     def answering(self) -> Iterator[None]:
         """A request is under way: how long that may take is its handler's business."""

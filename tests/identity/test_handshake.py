@@ -9,7 +9,7 @@ import pytest
 
 from swarm_hpc.errors import NotAuthorized, WrongSite
 from swarm_hpc.identity.certs import peer_name
-from swarm_hpc.identity.handshake import CheckedSocket, Refused
+from swarm_hpc.identity.handshake import HTTP, P2P, CheckedSocket, Refused
 from swarm_hpc.records import NodeName
 
 
@@ -119,3 +119,29 @@ def test_no_session_can_be_taken_up_again(sites):
     assert client.recv(1) == b"x"
     assert not client.session.has_ticket
     close(server, client)
+
+
+@pytest.mark.parametrize("alpn", [HTTP, P2P])
+def test_the_client_chooses_the_protocol(sites, alpn):
+    sn, sl = sites.identity("alpha/sn/sn"), sites.identity("beta/sl/sl-1")
+    server, client = shake(sn.server_context(anyone), sl.client_context(anyone, alpn=alpn))
+    assert (server.selected_alpn_protocol(), client.selected_alpn_protocol()) == (alpn, alpn)
+    close(server, client)
+
+
+def test_a_client_asks_for_http_unless_told_otherwise(sites):
+    sn, sl = sites.identity("alpha/sn/sn"), sites.identity("beta/sl/sl-1")
+    server, client = shake(sn.server_context(anyone), sl.client_context(anyone))
+    assert client.selected_alpn_protocol() == HTTP
+    close(server, client)
+
+
+def test_names_are_checked_whatever_the_protocol(sites):
+    forged = sites.forged("beta", uris=["spiffe://swarm.test/alpha/sn/sn"])
+    sn, attacker = sites.identity("alpha/sn/sn"), sites.unchecked(forged, "alpha/sn/sn")
+    server, client = shake(sn.server_context(anyone), attacker.client_context(anyone, alpn=P2P))
+    assert isinstance(server, Refused) and isinstance(server.error, WrongSite)
+    close(client)
+    server, client = shake(attacker.server_context(anyone), sn.client_context(anyone, alpn=P2P))
+    assert isinstance(client, Refused) and isinstance(client.error, WrongSite)
+    close(server)

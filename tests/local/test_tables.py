@@ -6,7 +6,7 @@ from rich.console import Console
 
 from swarm_hpc.local import tables
 from swarm_hpc.local.verification import Verification
-from swarm_hpc.records import LedgerStatus, NetworkStatus, NodeRecord, NodeStatus, Progress, SiteRecord
+from swarm_hpc.records import LedgerStatus, NetworkStatus, NodeRecord, NodeStatus, Progress
 from swarm_hpc.sl.verify import Finding
 
 
@@ -14,6 +14,19 @@ def shown(show, value):
     console = Console(file=io.StringIO(), width=200)
     show(value, console)
     return console.file.getvalue()
+
+
+SITE = SiteRecord(
+    name="alpha",
+    account="0x0",
+    endpoint="h:1",
+    ca_fingerprint="",
+    consensus_key="",
+    p2p_id="",
+    active=True,
+    joined_at=0,
+    announced=1,
+)
 
 
 def test_a_status_shows_who_is_there_and_what_they_do():
@@ -25,7 +38,7 @@ def test_a_status_shows_who_is_there_and_what_they_do():
         version="0.1.0",
         uptime_s=90061.0,
         ledger=LedgerStatus(kind="embedded", chain_id=5, height=8, transactions=7, blocks=8, genesis="0x0"),
-        sites=(SiteRecord(name="alpha", account="0x0", endpoint="h:1", ca_fingerprint="", active=True, joined_at=0),),
+        sites=(SITE,),
         nodes=(node,),
         contracts=(),
     )

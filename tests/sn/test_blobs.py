@@ -75,13 +75,25 @@ async def test_knowing_a_hash_does_not_make_a_site_the_owner(swarm, new_spec):
 async def test_auditors_read_every_blob_and_write_none(swarm, new_spec):
     (one,) = await joined(swarm, "alpha/sl/one", spec=new_spec)
     blob = await put(one, b"parameters")
-    for name in ("beta/swci/admin", "beta/sn/sn"):
-        auditor = await swarm.client(name)
-        assert await auditor.download(blob) == b"parameters"
-        with pytest.raises(NotAuthorized, match="may not write blobs"):
-            await auditor.upload(hash_bytes(b"forged"), memoryview(b"forged"), "demo")
+    auditor = await swarm.client("beta/swci/admin")
+    assert await auditor.download(blob) == b"parameters"
+    with pytest.raises(NotAuthorized, match="may not write blobs"):
+        await auditor.upload(hash_bytes(b"forged"), memoryview(b"forged"), "demo")
     with pytest.raises(NotAuthorized, match="may not read blobs"):
         await (await swarm.client("alpha/ui/ui")).download(blob)
+
+
+async def test_another_sites_sn_reads_what_its_site_may_and_writes_nothing(swarm, new_spec):
+    (one,) = await joined(swarm, "alpha/sl/one", spec=new_spec)
+    blob, sn = await put(one, b"parameters"), await swarm.client("beta/sn/sn")
+    with pytest.raises(NotAuthorized, match="belongs to demo, which site beta has not joined"):
+        await sn.download(blob)
+    with pytest.raises(NotAuthorized, match="may not write blobs"):
+        await sn.upload(hash_bytes(b"forged"), memoryview(b"forged"), "demo")
+    two = await swarm.sl("beta/sl/two")
+    assert await sn.download(MODEL) == LAYOUT
+    await two.client.join("demo", two.name, two.incarnation, Platform.PYTORCH, MODEL)
+    assert await sn.download(blob) == b"parameters"
 
 
 async def test_blobs_need_a_contract_and_a_member(swarm, new_spec):

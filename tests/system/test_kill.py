@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from swarm_hpc import processes
 from swarm_hpc.config import TransferConfig, TransferMode
-from swarm_hpc.local import processes
 from swarm_hpc.local.swarm import fetch_rounds
 from swarm_hpc.records import RoundState
 from tests.system.conftest import CONTRACT, PATIENCE_S, Network, sites_of, until

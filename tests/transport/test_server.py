@@ -8,9 +8,18 @@ import pytest
 from aiohttp import web
 
 from swarm_hpc import errors
-from swarm_hpc.errors import ConfigError, NotAuthorized, PortInUse, ProtocolError, RoundClosed, SwarmError
+from swarm_hpc.errors import (
+    ConfigError,
+    NotAuthorized,
+    NotReachable,
+    PortInUse,
+    ProtocolError,
+    RoundClosed,
+    SwarmError,
+)
 from swarm_hpc.records import Kind
 from swarm_hpc.transport import server
+from swarm_hpc.transport.client import expect_kind
 
 
 def app_with(handler, method="POST"):
@@ -120,3 +129,107 @@ async def test_the_port_is_free_again_after_the_block_even_with_a_request_under_
         await waiting
     async with server.serve(app_with(echo), identity, "127.0.0.1", port):
         assert (await client.call("POST", "/v1/thing"))["peer"] == "alpha/sl/sl-1"
+
+
+def app_that_says(text):
+    async def answer(request):
+        return web.json_response(text)
+
+    return app_with(answer, "GET")
+
+
+async def once(client):
+    return await client.call("GET", "/v1/thing", retry=False)
+
+
+@pytest.fixture
+async def reception(sites):
+    async with server.listen(sites.identity("alpha/sn/sn"), "127.0.0.1", 0) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(sites, net, reception):
+    return await net.client(sites.identity("beta/sl/sl-1"), f"127.0.0.1:{reception.port}")
+
+
+async def test_a_node_that_is_starting_says_so_to_whatever_is_asked(reception, client):
+    for method, path in (("GET", "/"), ("POST", "/v1/nodes"), ("GET", "/v1/status")):
+        with pytest.raises(NotReachable, match="this node is starting"):
+            await client.call(method, path, body={"x": 1} if method == "POST" else None, retry=False)
+    reception.status = "starting: block 7 of 20"
+    with pytest.raises(NotReachable, match="this node is starting: block 7 of 20"):
+        await once(client)
+
+
+async def test_a_call_to_a_node_that_is_starting_is_repeated_until_it_serves(reception, client):
+    asked = asyncio.Event()
+
+    class Status(str):
+        def __format__(self, spec):
+            asked.set()
+            return str(self)
+
+    reception.status = Status("starting")
+    calling = asyncio.create_task(client.call("GET", "/v1/thing"))
+    await asked.wait()
+    async with reception.answer(app_that_says("ready")):
+        assert await calling == "ready"
+
+
+async def test_applications_replace_each_other_and_come_back(reception, client):
+    async with reception.answer(app_that_says("lobby")):
+        assert await once(client) == "lobby"
+        async with reception.answer(app_that_says("real")):
+            assert await client.call("GET", "/v1/thing") == "real", "on a connection that the lobby had kept"
+            assert await once(client) == "real"
+        assert await client.call("GET", "/v1/thing") == "lobby"
+    with pytest.raises(NotReachable, match="this node is starting"):
+        await client.call("GET", "/v1/thing", retry=False)
+
+
+async def test_a_kept_connection_of_a_replaced_application_is_closed_and_another_ones_is_not(reception, sites):
+    context = sites.identity("beta/sl/sl-1").client_context(expect_kind(Kind.SN))
+
+    async def ask(reader, writer):
+        writer.write(b"GET /v1/thing HTTP/1.1\r\nHost: x\r\n\r\n")
+        return await reader.readuntil(b'"')
+
+    async with reception.answer(app_that_says("lobby")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", reception.port, ssl=context)
+        await ask(reader, writer)
+        await reader.readuntil(b'"')
+        async with reception.answer(app_that_says("real")):
+            assert await reader.read() == b""
+            kept = await asyncio.open_connection("127.0.0.1", reception.port, ssl=context)
+            for _ in range(2):
+                await ask(*kept)
+                assert await kept[0].readuntil(b'"') == b'real"'
+        assert await kept[0].read() == b""
+    for one in (writer, kept[1]):
+        one.transport.abort()
+
+
+async def test_a_request_under_way_is_still_answered_by_the_application_that_took_it(reception, client):
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(request):
+        entered.set()
+        await release.wait()
+        return web.json_response("lobby")
+
+    async with reception.answer(app_with(slow, "GET")):
+        asking = asyncio.create_task(once(client))
+        await entered.wait()
+        async with reception.answer(app_that_says("real")):
+            assert await client.call("GET", "/v1/thing") == "real"
+            release.set()
+            assert await asking == "lobby"
+            assert await client.call("GET", "/v1/thing") == "real"
+
+
+async def test_what_a_node_with_a_reception_is_called_by_is_checked_as_ever(sites, net, reception):
+    stranger = sites.unchecked(sites.config("gamma/sl/sl-1"), "gamma/sl/sl-1")
+    client = await net.client(stranger, f"127.0.0.1:{reception.port}")
+    with pytest.raises(errors.IdentityError):
+        await once(client)

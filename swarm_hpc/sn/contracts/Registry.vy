@@ -6,17 +6,24 @@
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
 
-SCHEMA: constant(uint256) = 1
+SCHEMA: constant(uint256) = 2
 MAX_SITES: constant(uint256) = 256
 PAGE: constant(uint256) = 32
+# What a site's account is given for gas when it is admitted, where the chain's genesis has endowed this contract.
+GRANT: constant(uint256) = 10 ** 27
 
 struct Site:
     name: String[63]
     account: address
     endpoint: String[260]
     ca_fingerprint: String[95]
+    # Ed25519 public key that the site's CometBFT signs with, and the ID of its p2p key; empty on the embedded ledger.
+    consensus_key: bytes32
+    p2p_id: String[40]
     active: bool
     joined_at: uint256
+    # How often the site has said that its SN is there. It gets voting power by the first time, and again after it lost it.
+    announced: uint256
 
 struct Node:
     name: String[135]
@@ -31,15 +38,24 @@ event SiteAdmitted:
     account: address
     endpoint: String[260]
     ca_fingerprint: String[95]
+    consensus_key: bytes32
+    p2p_id: String[40]
 
 event SiteRemoved:
     site: String[63]
+
+event SiteAnnounced:
+    site: String[63]
+    endpoint: String[260]
+    announced: uint256
 
 event Voted:
     site: String[63]
     account: address
     endpoint: String[260]
     ca_fingerprint: String[95]
+    consensus_key: bytes32
+    p2p_id: String[40]
     admit: bool
     votes: uint256
     needed: uint256
@@ -73,9 +89,10 @@ voted: HashMap[bytes32, HashMap[uint256, bool]]
 
 
 @deploy
-def __init__(site: String[63], endpoint: String[260], ca_fingerprint: String[95]):
+def __init__(site: String[63], endpoint: String[260], ca_fingerprint: String[95], consensus_key: bytes32, p2p_id: String[40]):
     self.founder = msg.sender
-    self._admit(site, msg.sender, endpoint, ca_fingerprint)
+    self._admit(site, msg.sender, endpoint, ca_fingerprint, consensus_key, p2p_id)
+    self.sites[1].announced = 1
 
 
 @external
@@ -99,7 +116,7 @@ def schema() -> uint256:
 
 
 @internal
-def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95]):
+def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95], consensus_key: bytes32, p2p_id: String[40]):
     number: uint256 = self.site_number[site]
     if number == 0:
         assert self.num_sites < MAX_SITES, "LedgerError: a network has at most 256 sites"
@@ -114,7 +131,11 @@ def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerp
     self.sites[number].account = account
     self.sites[number].endpoint = endpoint
     self.sites[number].ca_fingerprint = ca_fingerprint
-    log SiteAdmitted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint)
+    self.sites[number].consensus_key = consensus_key
+    self.sites[number].p2p_id = p2p_id
+    if account.balance < GRANT // 2 and self.balance >= GRANT:
+        send(account, GRANT)
+    log SiteAdmitted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint, consensus_key=consensus_key, p2p_id=p2p_id)
 
 
 @internal
@@ -124,8 +145,32 @@ def _remove(number: uint256):
     log SiteRemoved(site=self.sites[number].name)
 
 
+@internal
+@view
+def _is_free(consensus_key: bytes32, site: uint256) -> bool:
+    for number: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
+        if number != site and self.sites[number].active and self.sites[number].consensus_key == consensus_key:
+            return False
+    return True
+
+
 @external
-def vote(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95], admit: bool):
+def announce(endpoint: String[260]):
+    """
+    @notice Say that the SN of the sender's sites is there, and where. No vote is needed for that.
+    """
+    speaks: bool = False
+    for number: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
+        if self.sites[number].active and self.sites[number].account == msg.sender:
+            speaks = True
+            self.sites[number].endpoint = endpoint
+            self.sites[number].announced += 1
+            log SiteAnnounced(site=self.sites[number].name, endpoint=endpoint, announced=self.sites[number].announced)
+    assert speaks, "NotMember: the account speaks for no active site"
+
+
+@external
+def vote(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95], consensus_key: bytes32, p2p_id: String[40], admit: bool):
     """
     @notice Vote, with every active site of the sender, to admit a site (or to change its record) or to remove it.
             More than half of the active sites decide. What is so already needs no vote.
@@ -135,9 +180,11 @@ def vote(site: String[63], account: address, endpoint: String[260], ca_fingerpri
     if admit:
         if number != 0:
             known: Site = self.sites[number]
-            if known.active and known.account == account and known.endpoint == endpoint and known.ca_fingerprint == ca_fingerprint:
+            same: bool = known.active and known.account == account and known.endpoint == endpoint
+            if same and known.ca_fingerprint == ca_fingerprint and known.consensus_key == consensus_key and known.p2p_id == p2p_id:
                 return
-        proposal = keccak256(abi_encode(site, self.decisions[site], account, endpoint, ca_fingerprint))
+        assert consensus_key == empty(bytes32) or self._is_free(consensus_key, number), "AlreadyExists: another site has this consensus key"
+        proposal = keccak256(abi_encode(site, self.decisions[site], account, endpoint, ca_fingerprint, consensus_key, p2p_id))
     else:
         assert number != 0, "NotFound: no such site"
         if not self.sites[number].active:
@@ -161,11 +208,11 @@ def vote(site: String[63], account: address, endpoint: String[260], ca_fingerpri
     assert speaks, "NotMember: the account speaks for no active site"
     needed: uint256 = self.num_active_sites // 2 + 1
     if counted:
-        log Voted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint, admit=admit, votes=votes, needed=needed)
+        log Voted(site=site, account=account, endpoint=endpoint, ca_fingerprint=ca_fingerprint, consensus_key=consensus_key, p2p_id=p2p_id, admit=admit, votes=votes, needed=needed)
     if votes >= needed:
         self.decisions[site] += 1
         if admit:
-            self._admit(site, account, endpoint, ca_fingerprint)
+            self._admit(site, account, endpoint, ca_fingerprint, consensus_key, p2p_id)
         else:
             self._remove(number)
 

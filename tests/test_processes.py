@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
+from swarm_hpc import processes
 from swarm_hpc.errors import ProgramFailed, TimedOut
-from swarm_hpc.local import processes
-from swarm_hpc.local.processes import Process
+from swarm_hpc.processes import Process
 
 SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 STUBBORN = [
@@ -116,7 +116,7 @@ def test_stop_reaches_a_process_that_is_suspended(start):
 
 def test_children_die_when_their_supervisor_is_killed(tmp_path):
     program = (
-        "import sys, time; from pathlib import Path; from swarm_hpc.local.processes import Process;"
+        "import sys, time; from pathlib import Path; from swarm_hpc.processes import Process;"
         f"child = Process.start('child', {SLEEPER!r}, log=Path({str(tmp_path / 'child.log')!r}));"
         "print(child.popen.pid, flush=True); time.sleep(600)"
     )

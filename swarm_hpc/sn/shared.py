@@ -1,0 +1,208 @@
+"""`ledger=geth` in an SN, from start to stop: found, join or resume the network, run the consensus, keep connected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc.config import LedgerConfig
+from swarm_hpc.errors import ConfigError, NotAuthorized, NotMember
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.records import ConsensusStatus, NodeName, SiteApplication, SiteRecord
+from swarm_hpc.sn import joining
+from swarm_hpc.sn.comet import ConsensusKeys
+from swarm_hpc.sn.consensus import Consensus, Programs
+from swarm_hpc.sn.geth_provider import GethProvider
+from swarm_hpc.sn.ledger import KEY, Founder, Ledger, load_account
+from swarm_hpc.sn.links import Links
+from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.network import Network
+from swarm_hpc.sn.presence import Presence
+from swarm_hpc.sn.standing import consensus_status
+from swarm_hpc.transport.server import Reception
+from swarm_hpc.transport.tunnel import Tunnels
+
+log = logging.getLogger(__name__)
+
+NETWORK_FILE: Final = "network.json"
+KEYS: Final = "keys"
+_SYNC_LOOK_S: Final = 0.2
+
+
+class SharedLedger:
+    """One site's part in a network. Use `open`; `tunnels` are to be served before."""
+
+    def __init__(self, config: LedgerConfig, folder: Path, identity: Identity) -> None:
+        self.config, self.folder, self._identity = config, folder, identity
+        self._site = identity.name.site
+        self._consensus: Consensus | None = None
+        self._links: Links | None = None
+        self._live: LiveLedger | None = None
+        self.tunnels = Tunnels(
+            identity, address_of=self._address_of, admit=self._admit_tunnel, target=self._p2p_address
+        )
+
+    @property
+    def network(self) -> Network:
+        """The network, once it is known."""
+        assert self._consensus is not None
+        return self._consensus.network
+
+    @asynccontextmanager
+    async def open(self, address: str, reception: Reception, *, sentinel: bool) -> AsyncIterator[Ledger]:
+        """The ledger, with this site in step with the others; everything runs until the block ends.
+
+        ConfigError where there is no network to found, join or resume; NotMember where this site was voted out.
+        """
+        keys = await asyncio.to_thread(ConsensusKeys.load, self.folder / KEYS)
+        account = await asyncio.to_thread(load_account, self.folder / KEYS / KEY)
+        asks = SiteApplication(
+            site=self._site,
+            account=account.address,
+            endpoint=address,
+            consensus_key=keys.consensus_key(),
+            p2p_id=keys.p2p_id(),
+        )
+        network, sites = await self._find_network(asks, reception, sentinel)
+        programs = Programs(geth=Path(self.config.geth), cometbft=Path(self.config.cometbft))
+        loop = asyncio.get_running_loop()
+        consensus = await asyncio.to_thread(
+            Consensus,
+            self.folder,
+            network,
+            keys,
+            programs,
+            self.config,
+            committed=partial(_call_in, loop, self._wake),
+        )
+        self._consensus, self._links = consensus, Links(consensus, self.tunnels, self._site)
+        self._links.introduce(sites)
+        keeping: asyncio.Task[None] | None = None
+        try:
+            reception.status = "starting: its ledger's programs come up"
+            await asyncio.to_thread(consensus.start)
+            keeping = asyncio.create_task(self._links.keep())
+            await self._catch_up(reception, asks)
+            founder = Founder(
+                site=self._site,
+                endpoint=address,
+                ca_fingerprint=self._identity.bundle.fingerprint(self._site),
+                consensus_key=asks.consensus_key,
+                p2p_id=asks.p2p_id,
+            )
+            found = founder if network.founder == self._site else None
+            ledger = await asyncio.to_thread(
+                Ledger, GethProvider(consensus), account, kind="geth", found=found, registry=network.registry
+            )
+            yield ledger
+        finally:
+            if keeping is not None:
+                keeping.cancel()
+                await asyncio.wait([keeping])
+            await asyncio.to_thread(consensus.stop)
+
+    @asynccontextmanager
+    async def keep(self, live: LiveLedger, address: str) -> AsyncIterator[None]:
+        """As long as the block lasts, `live` hears of all blocks, and this site announces itself where it has to."""
+        assert self._consensus is not None
+        self._live = live
+        presence = Presence(self._consensus, live, self._site, address)
+        tasks = [asyncio.create_task(live.follow()), asyncio.create_task(presence.keep())]
+        live.wake()
+        try:
+            yield
+        finally:
+            self._live = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def status(self) -> ConsensusStatus:
+        """How the consensus does, as this site sees it."""
+        assert self._consensus is not None
+        assert self._links is not None
+        return await asyncio.to_thread(consensus_status, self._consensus, self._links, self.folder, self.config)
+
+    def invitation(self, address: str) -> str:
+        """The settings that a joining site gives its SN, as one line."""
+        return f"ledger=geth ledger.join=[{address}] ledger.network={self.network.id()}"
+
+    async def _find_network(
+        self, asks: SiteApplication, reception: Reception, sentinel: bool
+    ) -> tuple[Network, Sequence[SiteRecord]]:
+        file = self.folder / NETWORK_FILE
+        network = await asyncio.to_thread(Network.load, file)
+        if network is not None:
+            network.check(self.config.network, self.config.chain_id)
+            return network, ()
+        if sentinel:
+            network = Network.found(self.config, self._site, asks.account, asks.consensus_key)
+            await asyncio.to_thread(network.save, file)
+            log.info("founding network %s", network.id())
+            return network, ()
+        if not self.config.join:
+            raise ConfigError(
+                f"{self.folder}: holds no network yet: sentinel=true founds one, ledger.join=[HOST:PORT] joins one"
+            )
+        reception.status = "starting: looking for a member of its network"
+        network = await joining.fetch_network(self.config, self._identity)
+        sites = await joining.be_admitted(self.config, self._identity, asks, lambda text: _say(reception, text))
+        # Only now: an SN that is stopped before asks again.
+        await asyncio.to_thread(network.save, file)
+        log.info("admitted to network %s", network.id())
+        return network, sites
+
+    async def _catch_up(self, reception: Reception, asks: SiteApplication) -> None:
+        """Wait until the blocks that make this site a member are here; the founder's SN makes them itself."""
+        assert self._consensus is not None
+        if self.network.founder == self._site:
+            return
+        while True:
+            sites = self._consensus.sites
+            own = next((site for site in sites if site.name == self._site), None)
+            if own is not None:
+                behind = await asyncio.to_thread(self._consensus.is_catching_up)
+                if own.active and own.account == asks.account and own.consensus_key == asks.consensus_key:
+                    return
+                if not behind:
+                    raise NotMember(self._why_no_member(own.active))
+            reception.status = f"starting: catching up with the network, block {self._consensus.height}"
+            await asyncio.sleep(_SYNC_LOOK_S)
+
+    def _why_no_member(self, active: bool) -> str:
+        if not active:
+            return f"site {self._site} was voted out of network {self.network.id()[:12]}"
+        return (
+            f"the network knows site {self._site} by other keys than those in {self.folder / KEYS}: restore them, or "
+            f"delete {self.folder} and join again"
+        )
+
+    def _wake(self) -> None:
+        if self._live is not None:
+            self._live.wake()
+
+    def _address_of(self, site: str) -> str | None:
+        return self._links.address_of(site) if self._links is not None else None
+
+    def _admit_tunnel(self, name: NodeName) -> None:
+        if self._links is None or not self._links.is_member(name.site):
+            raise NotAuthorized(f"{name}: site {name.site} is no member of this network")
+
+    def _p2p_address(self) -> tuple[str, int] | None:
+        if self._consensus is None or not self._consensus.p2p_port:
+            return None
+        return "127.0.0.1", self._consensus.p2p_port
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, act: Callable[[], None], _height: int) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+        loop.call_soon_threadsafe(act)
+
+
+def _say(reception: Reception, text: str) -> None:
+    reception.status = f"starting: {text}"
