@@ -130,6 +130,8 @@ class SiteRecord:
     joined_at: int
     announced: int
     """How often its SN has said on the ledger that it is there."""
+    lost: bool = False
+    """More than half of the other sites miss its SN: any of them may mark its nodes away, until it announces itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

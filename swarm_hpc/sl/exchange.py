@@ -37,6 +37,9 @@ class Exchange(Protocol):
     endpoint: str
     """host:port of this node's file server; empty where it has none."""
 
+    results_stay: bool
+    """What was published is kept where nobody's leaving can lose it: who cannot have it now waits, and has it later."""
+
     async def enter(self, contract: TrainingContract) -> None:
         """Take up a contract."""
 
@@ -61,6 +64,8 @@ class GatewayExchange:
     """Blobs go to this site's SN, and come from it: SNs fetch from each other, and delete what is old."""
 
     endpoint = ""
+
+    results_stay = True
 
     def __init__(self, sn: SnClient, shared_dir: Path | None) -> None:
         self._sn = sn
@@ -91,6 +96,8 @@ class GatewayExchange:
 
 class DirectExchange:
     """Blobs lie in this node's own store, which its file server shows to the peers."""
+
+    results_stay = False
 
     def __init__(
         self, identity: Identity, sn: SnClient, store: BlobStore, readers: Readers, connection: ConnectionConfig

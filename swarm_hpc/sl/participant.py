@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, RoundError, TimedOut
+from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, NotReachable, RoundError, TimedOut
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.records import CheckIn, Round, TrainingContract
 from swarm_hpc.sl import round as rounds
@@ -89,7 +89,7 @@ class Participant:
         while True:
             match self._decide(view, mine, standing):
                 case rounds.Take(merged, late):
-                    num_peers = await self._take(view, mine)
+                    num_peers = await self._take(view, mine, deadline)
                     return Outcome(contract=view.contract, round=number, num_peers=num_peers, late=late, merged=merged)
                 case rounds.Over():
                     return Outcome(contract=view.contract, round=number)
@@ -199,16 +199,28 @@ class Participant:
         with self.laps.lap(Phase.LEDGER):
             await self._member.call(lambda i: self._sn.drop(round_.contract, round_.number, self._member.name, i, node))
 
-    async def _take(self, view: RoundView, mine: Contribution | None) -> int:
+    async def _take(self, view: RoundView, mine: Contribution | None, deadline: float) -> int:
         """Bring a published round's parameters into the arena; from how many peers, 0 where nobody has them."""
         self.reason = f"{self._spec.name} round {view.round.number}: fetching the merged parameters"
         try:
-            await self._load(view.round, mine)
+            await self._load_in_time(view.round, mine, deadline)
         except NOT_NOW as exc:
             log.warning("%s round %d: going on with the own parameters: %s", self._spec.name, view.round.number, exc)
             return 0
         await self._exchange.settle(view.round, self._arena.buffer)
         return len(view.round.check_ins)
+
+    async def _load_in_time(self, round_: Round, mine: Contribution | None, deadline: float) -> None:
+        """As `_load`, again where the SN that has the result is only out of reach."""
+        while True:
+            try:
+                return await self._load(round_, mine)
+            except (NotReachable, TimedOut) as exc:
+                if not self._exchange.results_stay or time.monotonic() > deadline:
+                    raise
+                self.reason = f"{self._spec.name} round {round_.number}: {exc}"
+                log.warning("%s; trying again", self.reason)
+            await asyncio.sleep(_PAUSE_S)
 
     async def _load(self, round_: Round, mine: Contribution | None) -> None:
         """Fill the arena with the merged parameters; where they cannot be had, it is as it was."""

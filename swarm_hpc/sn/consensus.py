@@ -67,10 +67,15 @@ class Consensus:
         config: LedgerConfig,
         *,
         committed: Callable[[int], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`committed` is told of each final height, in a thread of ours. `folder` is the ledger's in data_dir."""
+        """`committed` is told of each final height, in a thread of ours. `folder` is the ledger's in data_dir.
+
+        `clock`, in seconds since 1970, is what blocks are stamped by.
+        """
         self.network, self.keys = network, keys
         self._folder, self._programs, self._config, self._tell = folder, programs, config, committed
+        self._clock = clock
         self.run_dir = _run_dir(folder)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._logs = {name: folder / "logs" / f"{name}.log" for name in ("geth", "cometbft")}
@@ -153,6 +158,7 @@ class Consensus:
             members=self._members,
             may_connect=self._may_connect,
             committed=self._committed,
+            clock=self._clock,
         )
         self._application = application
         with ExitStack() as stack:
@@ -217,7 +223,7 @@ class Consensus:
 
     def now(self) -> int:
         """Ledger time, seconds since 1970."""
-        return self._application.now() if self._application is not None else int(time.time())
+        return self._application.now() if self._application is not None else int(self._clock())
 
     @property
     def height(self) -> int:

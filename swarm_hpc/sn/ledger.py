@@ -215,6 +215,13 @@ class Ledger(TaskLedger):
         """
         self._chain.send("Registry", "announce", views.text(endpoint, 260, "endpoint"), what="announcing this SN")
 
+    def report_lost(self, site: str) -> None:
+        """Say that the SN of another site is gone; no-op where that is settled. More than half of the others decide.
+
+        From then on `set_away` and `set_node_active(..., False)` are open to every member for that site's nodes.
+        """
+        self._chain.send("Registry", "report_lost", site, what=f"reporting that {site} is lost")
+
     def register_node(self, name: str, endpoint: str, instance: str) -> NodeRecord:
         """Make the node active and raise its incarnation, which fences off its earlier processes."""
         node = _node_name(name)

@@ -56,6 +56,11 @@ class Links:
         now = time.monotonic()
         return {site: 0.0 if site not in self._missing_since else now - at for site, at in self._seen_at.items()}
 
+    def silent_s(self) -> Mapping[str, float]:
+        """Sites without a connection -> for how many seconds, counted from this SN's start at the earliest."""
+        now = time.monotonic()
+        return {site: now - since for site, since in self._missing_since.items()}
+
     async def keep(self) -> NoReturn:
         """Look and dial, again and again."""
         while True:

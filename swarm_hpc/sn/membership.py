@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from swarm_hpc.errors import DuplicateNode, Fenced, NotFound, NotMember, SwarmError
 from swarm_hpc.identity.certs import TrustBundle
-from swarm_hpc.records import NodeName, NodeRecord, NodeStatus, Progress
+from swarm_hpc.records import Event, NodeName, NodeRecord, NodeStatus, Progress
 from swarm_hpc.sn.leases import Leases
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
@@ -45,6 +46,20 @@ class Membership:
         """Correct what the ledger says of the sites that live here: where this SN is reached, and their CAs."""
         self._endpoint = endpoint
         await self._live.write(self._correct_sites)
+
+    async def mark_site_away(self, site: str) -> None:
+        """Mark all nodes of another site away, which is lost."""
+        nodes = await self._live.read(lambda ledger: ledger.nodes())
+        for node in nodes:
+            if node.active and NodeName.parse(node.name).site == site:
+                await self._live.write(partial(_mark_away, name=node.name))
+                log.info("%s is away with its site", node.name)
+
+    async def hear(self, events: Sequence[Event]) -> None:
+        """A node of ours that other sites have marked away has to register again."""
+        for event in events:
+            if event.name == "NodeActive" and not event.facts["active"]:
+                self._leases.drop(str(event.facts["node"]))
 
     async def restart(self) -> None:
         """Give every active node that lives at this SN a fresh lease."""

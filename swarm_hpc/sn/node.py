@@ -99,7 +99,7 @@ async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
         api.add_routes(app)
         blobs.add_routes(app)
         if shared is not None:
-            await stack.enter_async_context(shared.keep(live, address))
+            await stack.enter_async_context(shared.keep(live, membership, address))
         else:
             await membership.announce(address)
         stack.push_async_callback(live.stop)  # what was asked while the server ended

@@ -1,17 +1,21 @@
-"""Says on the ledger that this site is there: when its address has changed, when it has no voting power yet or lost it,
-and when somebody else is missing and no block comes by which that could be seen."""
+"""Says on the ledger who is there: this site, when its address has changed or it has no voting power; and other sites
+that are lost, so that rounds do not wait for their nodes and they lose their voting power."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Final, NoReturn
 
 from swarm_hpc.errors import LedgerHalted, SwarmError
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.consensus import Consensus
+from swarm_hpc.sn.ledger import Ledger
+from swarm_hpc.sn.links import Links
 from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.membership import Membership
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +24,15 @@ _AGAIN_S: Final = 10.0
 
 
 class Presence:
-    """One site's announcements. Run `keep` as a task."""
+    """One site's announcements and reports. Run `keep` as a task."""
 
-    def __init__(self, consensus: Consensus, live: LiveLedger, site: str, endpoint: str) -> None:
-        self._consensus, self._live, self._site, self._endpoint = consensus, live, site, endpoint
+    def __init__(
+        self, consensus: Consensus, live: LiveLedger, links: Links, membership: Membership, *, site: str, endpoint: str
+    ) -> None:
+        self._consensus, self._live, self._links, self._membership = consensus, live, links, membership
+        self._site, self._endpoint = site, endpoint
         self._announced_at = -_AGAIN_S
+        self._reported: set[tuple[str, int]] = set()
 
     async def keep(self) -> NoReturn:
         """Look, and announce where there is a reason, again and again."""
@@ -39,7 +47,10 @@ class Presence:
 
     async def _look(self) -> None:
         own = next((site for site in self._consensus.sites if site.name == self._site), None)
-        if own is None or not own.active or time.monotonic() - self._announced_at < _AGAIN_S:
+        if own is None or not own.active:
+            return
+        await self._report_lost()
+        if time.monotonic() - self._announced_at < _AGAIN_S:
             return
         reason = self._reason(own)
         if reason and not await asyncio.to_thread(self._consensus.is_catching_up):
@@ -47,7 +58,31 @@ class Presence:
             self._announced_at = time.monotonic()
             await self._live.write(lambda ledger: ledger.announce(self._endpoint))
 
+    async def _report_lost(self) -> None:
+        for site in self._lost():
+            if not site.lost:
+                log.warning("site %s is not heard of any more", site.name)
+                await self._live.write(partial(Ledger.report_lost, site=site.name))
+            self._reported.add((site.name, site.announced))
+        lost = [site.name for site in self._consensus.sites if site.active and site.lost]
+        if lost and self._is_first_here(lost):
+            for name in lost:
+                await self._membership.mark_site_away(name)
+
+    def _lost(self) -> list[SiteRecord]:
+        """Sites that have been silent for a lease, as far as this one knows, and were not reported yet."""
+        silent_s = self._links.silent_s()
+        return [
+            site
+            for site in self._consensus.sites
+            if site.active
+            and silent_s.get(site.name, 0.0) > self._membership.lease_s
+            and (site.name, site.announced) not in self._reported
+        ]
+
     def _reason(self, own: SiteRecord) -> str:
+        if own.lost:
+            return "the others took it for lost"
         if own.endpoint != self._endpoint:
             return f"it is reached at {self._endpoint} now"
         standing = self._consensus.standing()

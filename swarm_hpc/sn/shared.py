@@ -21,6 +21,7 @@ from swarm_hpc.sn.geth_provider import GethProvider
 from swarm_hpc.sn.ledger import KEY, Founder, Ledger, load_account
 from swarm_hpc.sn.links import Links
 from swarm_hpc.sn.live import LiveLedger
+from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.presence import Presence
 from swarm_hpc.sn.standing import consensus_status
@@ -107,11 +108,13 @@ class SharedLedger:
             await asyncio.to_thread(consensus.stop)
 
     @asynccontextmanager
-    async def keep(self, live: LiveLedger, address: str) -> AsyncIterator[None]:
+    async def keep(self, live: LiveLedger, membership: Membership, address: str) -> AsyncIterator[None]:
         """As long as the block lasts, `live` hears of all blocks, and this site announces itself where it has to."""
         assert self._consensus is not None
+        assert self._links is not None
         self._live = live
-        presence = Presence(self._consensus, live, self._site, address)
+        live.listen(membership.hear)
+        presence = Presence(self._consensus, live, self._links, membership, site=self._site, endpoint=address)
         tasks = [asyncio.create_task(live.follow()), asyncio.create_task(presence.keep())]
         live.wake()
         try:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from swarm_hpc.local import tables
 from swarm_hpc.local.verification import Verification
-from swarm_hpc.records import LedgerStatus, NetworkStatus, NodeRecord, NodeStatus, Progress
+from swarm_hpc.records import LedgerStatus, NetworkStatus, NodeRecord, NodeStatus, Progress, SiteRecord
 from swarm_hpc.sl.verify import Finding
 
 

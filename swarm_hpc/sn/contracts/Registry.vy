@@ -24,6 +24,8 @@ struct Site:
     joined_at: uint256
     # How often the site has said that its SN is there. It gets voting power by the first time, and again after it lost it.
     announced: uint256
+    # The others have found its SN to be gone: they may mark its nodes away, until it announces itself again.
+    lost: bool
 
 struct Node:
     name: String[135]
@@ -42,6 +44,9 @@ event SiteAdmitted:
     p2p_id: String[40]
 
 event SiteRemoved:
+    site: String[63]
+
+event SiteLost:
     site: String[63]
 
 event SiteAnnounced:
@@ -86,6 +91,8 @@ site_of_node: HashMap[uint256, uint256]
 # How often was decided about a site: votes count for the next decision only.
 decisions: HashMap[String[63], uint256]
 voted: HashMap[bytes32, HashMap[uint256, bool]]
+# Who misses a site, since it announced itself last.
+missed: HashMap[uint256, HashMap[uint256, HashMap[uint256, bool]]]
 
 
 @deploy
@@ -165,8 +172,36 @@ def announce(endpoint: String[260]):
             speaks = True
             self.sites[number].endpoint = endpoint
             self.sites[number].announced += 1
+            self.sites[number].lost = False
             log SiteAnnounced(site=self.sites[number].name, endpoint=endpoint, announced=self.sites[number].announced)
     assert speaks, "NotMember: the account speaks for no active site"
+
+
+@external
+def report_lost(site: String[63]):
+    """
+    @notice Say, for every active site of the sender, that the SN of another site is gone. When more than half of the other
+            active sites say so, any member may mark that site's nodes away, until it announces itself again.
+    """
+    missing: uint256 = self.site_number[site]
+    assert missing != 0, "NotFound: no such site"
+    if not self.sites[missing].active or self.sites[missing].lost:
+        return
+    speaks: bool = False
+    votes: uint256 = 0
+    announced: uint256 = self.sites[missing].announced
+    for number: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
+        if number == missing or not self.sites[number].active:
+            continue
+        if self.sites[number].account == msg.sender:
+            speaks = True
+            self.missed[missing][announced][number] = True
+        if self.missed[missing][announced][number]:
+            votes += 1
+    assert speaks, "NotMember: the account speaks for no other active site"
+    if votes > (self.num_active_sites - 1) // 2:
+        self.sites[missing].lost = True
+        log SiteLost(site=site)
 
 
 @external
@@ -237,6 +272,12 @@ def is_member(account: address) -> bool:
     """
     @notice Whether the account speaks for an active site.
     """
+    return self._is_member(account)
+
+
+@internal
+@view
+def _is_member(account: address) -> bool:
     for number: uint256 in range(1, self.num_sites + 1, bound=MAX_SITES):
         if self.sites[number].active and self.sites[number].account == account:
             return True
@@ -283,7 +324,10 @@ def set_node_active(node: String[135], active: bool):
     @notice Mark a node away, or present again.
     """
     number: uint256 = self._node(node)
-    self._check_account(self.site_of_node[number], msg.sender)
+    if active:
+        self._check_account(self.site_of_node[number], msg.sender)
+    else:
+        self._check_away(number, msg.sender)
     if self.nodes[number].active == active:
         return
     self.nodes[number].active = active
@@ -296,6 +340,29 @@ def set_node_active(node: String[135], active: bool):
 def _node(name: String[135]) -> uint256:
     number: uint256 = self.node_number[name]
     assert number != 0, "NotFound: no such node"
+    return number
+
+
+@internal
+@view
+def _check_away(node: uint256, account: address):
+    """
+    Whether the account may mark the node away: its own site's may, and any member's while that site is lost.
+    """
+    site: uint256 = self.site_of_node[node]
+    if site != 0 and self.sites[site].lost and self.sites[site].active and self._is_member(account):
+        return
+    self._check_account(site, account)
+
+
+@external
+@view
+def authorize_away(node: String[135], account: address) -> uint256:
+    """
+    @notice The node's number, if the account may mark it away.
+    """
+    number: uint256 = self._node(node)
+    self._check_away(number, account)
     return number
 
 

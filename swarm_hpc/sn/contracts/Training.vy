@@ -21,6 +21,7 @@ LAST_MODE: constant(uint256) = 3
 
 interface Registry:
     def authorize(node: String[135], incarnation: uint256, account: address) -> uint256: view
+    def authorize_away(node: String[135], account: address) -> uint256: view
     def is_member(account: address) -> bool: view
 
 struct Spec:
@@ -260,7 +261,8 @@ def set_away(contract: String[63], node: String[135]):
     @notice Rounds no longer wait for this participant, until it checks in or joins again.
     """
     number: uint256 = self._contract(contract)
-    who: uint256 = self._participant(number, node, 0, msg.sender)
+    who: uint256 = self.participant_number[number][staticcall registry.authorize_away(node, msg.sender)]
+    assert who != 0, "NotFound: the node has not joined this training contract"
     if not self.participants[number][who].active:
         return
     self.participants[number][who].active = False
