@@ -345,6 +345,24 @@ class SiteList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenVotes:
+    """What a site's CometBFT has seen of the votes of another one."""
+
+    site: str
+    """Who answers."""
+    height: int
+    """The newest final height here."""
+    powers: dict[str, int]
+    """Voting power by site after it."""
+    vote_height: int
+    """The asker's newest vote for a height that is not final yet: height, round and step; zeros for none."""
+    vote_round: int
+    vote_step: int
+    last_signed: int
+    """The newest final height whose commit has the asker's vote, of the last few; 0 for none of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidatorStatus:
     """A member site in the consensus, as one SN sees it."""
 

@@ -27,6 +27,7 @@ from swarm_hpc.records import (
     Platform,
     Progress,
     Round,
+    SeenVotes,
     SiteApplication,
     SiteList,
     TrainingContract,
@@ -111,6 +112,10 @@ class SnClient:
     async def network(self) -> str:
         """The network file, for a site that wants to join. NotFound where the ledger is not shared."""
         return decode(str, _field(await self._get("/v1/network"), "network"))
+
+    async def seen_votes(self, consensus_key: str) -> SeenVotes:
+        """What this SN's CometBFT has seen of the votes made with that key."""
+        return decode(SeenVotes, await self._get("/v1/consensus/votes", {"key": consensus_key}))
 
     async def sites(self) -> SiteList:
         """The sites of the network, and those that ask to be members."""

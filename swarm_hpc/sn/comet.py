@@ -149,14 +149,18 @@ class CometHome:
         """File with the last height, round and step that this site has signed."""
         return self.folder / "data" / SIGN_STATE
 
-    def prepare(self, genesis: Mapping[str, object], p2p_port: int, commit_wait_ms: int) -> None:
-        """Write what CometBFT reads when it starts. The state of its signatures is made only where there is none."""
-        (self.folder / "config").mkdir(parents=True, exist_ok=True)
-        (self.folder / "data").mkdir(exist_ok=True, mode=0o700)
-        write(self.folder / "config" / "genesis.json", json.dumps(genesis).encode())
-        write(self.folder / "config" / "config.toml", self._settings(p2p_port, commit_wait_ms).encode())
+    def prepare_data(self) -> None:
+        """Make the data folder, and in it the record of signatures of a site that has signed nothing yet."""
+        self.sign_state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not self.sign_state.exists():
             self.set_signed(0, 0, 0)
+
+    def prepare(self, genesis: Mapping[str, object], p2p_port: int, commit_wait_ms: int) -> None:
+        """Write what CometBFT reads when it starts."""
+        self.prepare_data()
+        (self.folder / "config").mkdir(parents=True, exist_ok=True)
+        write(self.folder / "config" / "genesis.json", json.dumps(genesis).encode())
+        write(self.folder / "config" / "config.toml", self._settings(p2p_port, commit_wait_ms).encode())
 
     def signed(self) -> tuple[int, int, int]:
         """Height, round and step (1 propose, 2 prevote, 3 precommit) that this site has signed last."""
@@ -170,6 +174,7 @@ class CometHome:
 
     def set_signed(self, height: int, round_: int, step: int) -> None:
         """Let CometBFT sign only what comes after this. Only while it does not run."""
+        self.sign_state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = {"height": str(height), "round": round_, "step": step}
         write(self.sign_state, json.dumps(state).encode(), 0o600)
 

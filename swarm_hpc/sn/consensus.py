@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from swarm_hpc.config import LedgerConfig
 from swarm_hpc.errors import LedgerError, SwarmError
-from swarm_hpc.records import SiteRecord
+from swarm_hpc.records import SeenVotes, SiteRecord
 from swarm_hpc.sn import registry
 from swarm_hpc.sn.abci import Application
 from swarm_hpc.sn.abci_server import AbciServer
@@ -43,8 +43,7 @@ _STABLE_S: Final = 60.0
 _PAUSE_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between starts that did not last."""
 _MAX_LOG_BYTES: Final = 16 << 20
-_SILENT_S: Final = 15.0
-"""A transaction that no block took for so long: the ledger stands still."""
+_COMMITS_LOOKED_AT: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +79,10 @@ class Consensus:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._logs = {name: folder / "logs" / f"{name}.log" for name in ("geth", "cometbft")}
         self._geth = GethProcess(programs.geth, folder / "geth", self.run_dir, self._logs["geth"], network.chain_id)
-        self._home = CometHome(folder / "comet", keys, self.run_dir)
-        self._comet = CometProcess(programs.cometbft, self._home, self._logs["cometbft"])
+        self.home = CometHome(folder / "comet", keys, self.run_dir)
+        self._comet = CometProcess(programs.cometbft, self.home, self._logs["cometbft"])
         self.geth = GethRpc(self._geth.socket)
-        self.comet = CometRpc(self._home.rpc_socket)
+        self.comet = CometRpc(self.home.rpc_socket)
         self.p2p_port = 0
         """Loopback port of CometBFT's p2p; another one after each start."""
         self._heights = Heights(folder / "heights.sqlite")
@@ -144,6 +143,7 @@ class Consensus:
                 self._comet.stop()
             attempts = 0 if time.monotonic() - started_at > _STABLE_S else attempts + 1
             self._stopping.wait(_PAUSE_S[min(attempts, len(_PAUSE_S)) - 1])
+        self.geth.close()
         self._geth.stop()
 
     def _run_once(self) -> None:
@@ -162,9 +162,9 @@ class Consensus:
         )
         self._application = application
         with ExitStack() as stack:
-            server = stack.enter_context(AbciServer(self._home.abci_socket, application))
+            server = stack.enter_context(AbciServer(self.home.abci_socket, application))
             self.p2p_port = _free_port()
-            self._home.prepare(self.network.comet_genesis, self.p2p_port, self._config.commit_wait_ms)
+            self.home.prepare(self.network.comet_genesis, self.p2p_port, self._config.commit_wait_ms)
             self._comet.start()
             stack.callback(self._comet.stop)
             self._watch(server)
@@ -242,6 +242,10 @@ class Consensus:
         except LedgerError:
             return Standing(powers={_founder_key(self.network): UNIT})
 
+    def fault(self) -> str:
+        """Why the programs do not run at the moment; empty while they do."""
+        return "" if self._running.is_set() else str(self._fault or "they are being started")
+
     def connected(self) -> frozenset[str]:
         """p2p IDs that CometBFT is connected to now. NotReachable while it does not answer."""
         peers = self.comet.call("net_info", timeout_s=5.0)["peers"]
@@ -278,6 +282,30 @@ class Consensus:
         # What a peer works at is the height after its newest final one.
         return [int(peer["peer_state"]["round_state"]["height"]) - 1 for peer in peers]
 
+    def seen_votes(self, site: str, key: str) -> SeenVotes:
+        """What has been seen here of that validator's votes. NotReachable while CometBFT does not answer."""
+        state = self.comet.call("dump_consensus_state", timeout_s=5.0)["round_state"]
+        address = address_of(key).hex().upper()
+        height = int(state["height"])
+        vote = max([(0, 0, 0), *((height, *one) for one in _votes_of(state, address))])
+        standing, names = self.standing(), {one.consensus_key: one.name for one in self._sites}
+        return SeenVotes(
+            site=site,
+            height=height - 1,
+            powers={names[key]: power for key, power in standing.powers.items() if key in names},
+            vote_height=vote[0],
+            vote_round=vote[1],
+            vote_step=vote[2],
+            last_signed=self._last_signed(address, height - 1),
+        )
+
+    def _last_signed(self, address: str, newest: int) -> int:
+        for height in range(newest, max(0, newest - _COMMITS_LOOKED_AT), -1):
+            commit = self.comet.call("commit", timeout_s=5.0, height=str(height))["signed_header"]["commit"]
+            if any(one["validator_address"] == address and one["signature"] for one in commit["signatures"]):
+                return height
+        return 0
+
     def quiet_s(self) -> float:
         """Seconds since the newest block came."""
         return time.monotonic() - self._height_at
@@ -307,6 +335,20 @@ class Consensus:
 
     def _is_here(self, site: SiteRecord) -> bool:
         return site.consensus_key == self.keys.consensus_key() or site.p2p_id in self._connected
+
+
+def _votes_of(state: Mapping[str, Any], address: str) -> list[tuple[int, int]]:
+    """Round and step of each vote of that validator in CometBFT's round state (its RPC dump_consensus_state)."""
+    validators = [one["address"] for one in state["validators"]["validators"]]
+    if address not in validators:
+        return []
+    index = validators.index(address)
+    found = []
+    for votes in state["votes"] or ():
+        for step, kind in ((2, "prevotes"), (3, "precommits")):
+            if votes[kind][index] != "nil-Vote":
+                found.append((int(votes["round"]), step))
+    return found
 
 
 def _seconds(text: str) -> float:

@@ -104,7 +104,11 @@ class _Link:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(_CALL_S)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
         self._file = self._socket.makefile("rb", buffering=1 << 16)
 
     def exchange(self, request: bytes) -> bytes:

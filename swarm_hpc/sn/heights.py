@@ -39,6 +39,12 @@ class Heights:
             row = self._db.execute("SELECT max(height) FROM heights WHERE block = ?", (block,)).fetchone()
         return None if row[0] is None else int(row[0])
 
+    def newest(self) -> str | None:
+        """The block after the highest height; None while there is none."""
+        with self._lock:
+            row = self._db.execute("SELECT block FROM heights ORDER BY height DESC LIMIT 1").fetchone()
+        return None if row is None else str(row[0])
+
     def standing(self, height: int) -> Standing:
         """The standing after that height; LedgerError where it is not known."""
         with self._lock:

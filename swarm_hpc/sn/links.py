@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from swarm_hpc.errors import SwarmError
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.consensus import Consensus
+from swarm_hpc.sn.signing import Peers
 from swarm_hpc.transport.tunnel import Tunnels
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ other at the same moment may each refuse the other's connection."""
 class Links:
     """The connections of one site's CometBFT. Run `keep` as a task."""
 
-    def __init__(self, consensus: Consensus, tunnels: Tunnels, own_site: str) -> None:
+    def __init__(self, consensus: Consensus, tunnels: Tunnels, own_site: str, addresses: Peers) -> None:
+        self._addresses, self._saved = addresses, addresses.load()
         self._consensus, self._tunnels, self._own_site = consensus, tunnels, own_site
         self._own_id = consensus.keys.p2p_id()
         self._known: dict[str, SiteRecord] = {}
@@ -75,6 +77,10 @@ class Links:
         self._consensus.note_connected(connected)
         peers = self._peers()
         self._cut_removed(peers)
+        endpoints = {name: site.endpoint for name, site in peers.items()}
+        if endpoints != self._saved:
+            await asyncio.to_thread(self._addresses.save, endpoints)
+            self._saved = endpoints
         wanted = []
         now = time.monotonic()
         for name, site in peers.items():

@@ -6,6 +6,7 @@ Handlers decode, authorise, call the ledger and encode; what is right is decided
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -47,6 +48,7 @@ ACTORS: Final = (Kind.SL, Kind.SWOP)
 READERS: Final = (*ACTORS, Kind.SN, Kind.SWCI, Kind.UI)
 
 
+_KEY: Final = re.compile("[0-9a-f]{64}")
 MAX_WAITING_CHARS: Final = 1000
 MAX_COUNT: Final = 1 << 53
 """Largest whole number that every reader of JSON takes for what it is."""
@@ -73,6 +75,7 @@ class SnApi:
             [
                 web.get("/v1/status", self.get_status),
                 web.get("/v1/network", self.get_network),
+                web.get("/v1/consensus/votes", self.get_votes),
                 web.get("/v1/sites", self.get_sites),
                 web.post("/v1/sites", self.apply),
                 web.post("/v1/sites/{site}/admit", self.admit),
@@ -125,6 +128,16 @@ class SnApi:
         if self.shared is None:
             raise NotFound("this SN keeps an embedded ledger, which no other site can join")
         return web.json_response({"network": self.shared.network.text()})
+
+    async def get_votes(self, request: web.Request) -> web.Response:
+        """What was seen here of a validator's votes."""
+        allow(request, Kind.SN)
+        if self.shared is None:
+            raise NotFound("this SN keeps an embedded ledger, which has no votes")
+        key = request.query.get("key", "")
+        if not _KEY.fullmatch(key):
+            raise ProtocolError("key: expected 64 hex digits")
+        return _json(await self.shared.seen_votes(key))
 
     async def get_sites(self, request: web.Request) -> web.Response:
         """All sites, and who asks."""

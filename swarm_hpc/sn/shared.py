@@ -13,7 +13,7 @@ from typing import Final
 from swarm_hpc.config import LedgerConfig
 from swarm_hpc.errors import ConfigError, NotAuthorized, NotMember
 from swarm_hpc.identity.certs import Identity
-from swarm_hpc.records import ConsensusStatus, NodeName, SiteApplication, SiteRecord
+from swarm_hpc.records import ConsensusStatus, NodeName, SeenVotes, SiteApplication, SiteRecord
 from swarm_hpc.sn import joining
 from swarm_hpc.sn.comet import ConsensusKeys
 from swarm_hpc.sn.consensus import Consensus, Programs
@@ -24,6 +24,7 @@ from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.presence import Presence
+from swarm_hpc.sn.signing import PEERS_FILE, Peers, SigningGuard
 from swarm_hpc.sn.standing import consensus_status
 from swarm_hpc.transport.server import Reception
 from swarm_hpc.transport.tunnel import Tunnels
@@ -69,6 +70,7 @@ class SharedLedger:
             consensus_key=keys.consensus_key(),
             p2p_id=keys.p2p_id(),
         )
+        is_first = not (self.folder / NETWORK_FILE).exists()
         network, sites = await self._find_network(asks, reception, sentinel)
         programs = Programs(geth=Path(self.config.geth), cometbft=Path(self.config.cometbft))
         loop = asyncio.get_running_loop()
@@ -81,10 +83,17 @@ class SharedLedger:
             self.config,
             committed=partial(_call_in, loop, self._wake),
         )
-        self._consensus, self._links = consensus, Links(consensus, self.tunnels, self._site)
+        self._consensus, self._links = (
+            consensus,
+            Links(consensus, self.tunnels, self._site, Peers(self.folder / PEERS_FILE)),
+        )
         self._links.introduce(sites)
         keeping: asyncio.Task[None] | None = None
         try:
+            own = next((site for site in sites if site.name == self._site), None)
+            is_new = is_first and (network.founder == self._site or (own is not None and not own.announced))
+            guard = SigningGuard(self.folder, consensus.home, self._identity, asks.consensus_key)
+            await guard.secure(self.config.join, is_new=is_new, told=partial(_say, reception))
             reception.status = "starting: its ledger's programs come up"
             await asyncio.to_thread(consensus.start)
             keeping = asyncio.create_task(self._links.keep())
@@ -131,6 +140,11 @@ class SharedLedger:
         assert self._links is not None
         return await asyncio.to_thread(consensus_status, self._consensus, self._links, self.folder, self.config)
 
+    async def seen_votes(self, key: str) -> SeenVotes:
+        """What was seen here of the votes made with that key."""
+        assert self._consensus is not None
+        return await asyncio.to_thread(self._consensus.seen_votes, self._site, key)
+
     def invitation(self, address: str) -> str:
         """The settings that a joining site gives its SN, as one line."""
         return f"ledger=geth ledger.join=[{address}] ledger.network={self.network.id()}"
@@ -154,7 +168,7 @@ class SharedLedger:
             )
         reception.status = "starting: looking for a member of its network"
         network = await joining.fetch_network(self.config, self._identity)
-        sites = await joining.be_admitted(self.config, self._identity, asks, lambda text: _say(reception, text))
+        sites = await joining.be_admitted(self.config, self._identity, asks, partial(_say, reception))
         # Only now: an SN that is stopped before asks again.
         await asyncio.to_thread(network.save, file)
         log.info("admitted to network %s", network.id())

@@ -55,6 +55,8 @@ def _warnings(
         missing = [one.site for one in validators if one.power and not one.connected]
         if missing:
             found.append(f"quorum at risk: without {', '.join(missing)}, the loss of one more site can halt the ledger")
+    if fault := consensus.fault():
+        found.append(f"the ledger's programs do not run here: {fault}")
     skew_s = consensus.skew_s()
     if abs(skew_s) > MAX_SKEW_S:
         found.append(f"the clock here differs by {skew_s:.0f} s from the other sites': check NTP")
