@@ -345,6 +345,19 @@ class SiteList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryStatus:
+    """How far the operators are in agreeing to go on without some sites."""
+
+    epoch: str
+    """ID of what they agree to."""
+    number: int
+    without: tuple[str, ...]
+    approved: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Sites whose operators have not agreed yet; empty: the network goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenVotes:
     """What a site's CometBFT has seen of the votes of another one."""
 

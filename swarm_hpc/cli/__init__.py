@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from swarm_hpc import __version__
-from swarm_hpc.cli import certs, nodes, runs
+from swarm_hpc.cli import certs, nodes, runs, sites
 from swarm_hpc.cli.command import Command
 from swarm_hpc.cli.settings import nearest
 from swarm_hpc.errors import ConfigError, SwarmError
@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "local": runs.LOCAL,
     "status": runs.STATUS,
     "verify": runs.VERIFY,
+    "sites": sites.SITES,
     "sn": nodes.SN,
     "sl": nodes.SL,
     "certs": certs.CERTS,

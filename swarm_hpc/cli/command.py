@@ -27,6 +27,8 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     settings: str = ""
     """Name of the YAML file in conf/ with this command's settings; empty where it has none."""
+    details: str = ""
+    """A choice of one of its groups (ledger/geth) whose settings are worth being shown as well."""
 
     def parser(self, name: str) -> Parser:
         """The words that it takes."""
@@ -49,6 +51,8 @@ class Command:
         parts = [self.parser(name).format_help().rstrip(), f"{self.about}\n\nexample:\n  {self.example}"]
         if self.settings:
             parts.append(_settings_text(self.settings))
+        if self.details:
+            parts.append(_details_text(self.details))
         return "\n\n".join(parts)
 
 
@@ -72,6 +76,14 @@ def _settings_text(name: str) -> str:
     return "\n".join(
         [f"settings and their defaults, ??? where there is none ({file}):", *lines, "", "groups of settings:", *groups]
     )
+
+
+def _details_text(choice: str) -> str:
+    """The settings of one choice of a group, as they are overridden."""
+    group, _, name = choice.partition("/")
+    lines = (CONF / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
+    shown = [line if line.startswith("#") else f"{group}.{line}" for line in lines]
+    return "\n".join([f"settings of {group}={name} and their defaults:", *(f"  {line}" for line in shown)])
 
 
 def settings_arguments(parser: argparse.ArgumentParser) -> None:

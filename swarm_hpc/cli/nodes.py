@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, settings_arguments
+from swarm_hpc.cli.programs import find_programs
+from swarm_hpc.cli.recover import VERB, recover, recover_arguments
 from swarm_hpc.cli.settings import load
+from swarm_hpc.errors import ConfigError
 
 
 def _sn(options: argparse.Namespace) -> int:
+    if VERB in options.words:
+        return recover(options)
+    if options.without:
+        raise ConfigError("--without: goes with swarm-hpc sn recover")
     from swarm_hpc.config import SnConfig
 
     config = load(SnConfig, "sn", options.words, options.config_dir)
     from swarm_hpc.config import LedgerKind
     from swarm_hpc.identity import certs
     from swarm_hpc.sn import node
-    from swarm_hpc.sn.programs import LedgerProgram, find_program
 
     if config.ledger.kind is LedgerKind.GETH:
-        config.ledger.geth = str(find_program(LedgerProgram.GETH, config.ledger.geth, os.environ))
-        config.ledger.cometbft = str(find_program(LedgerProgram.COMETBFT, config.ledger.cometbft, os.environ))
+        find_programs(config.ledger)
     logs.start(str(certs.load(config.identity).name), options.log_level)
     node.run(config)
     return 0
@@ -39,12 +43,21 @@ def _sl(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sn_arguments(parser: argparse.ArgumentParser) -> None:
+    settings_arguments(parser)
+    recover_arguments(parser)
+
+
 SN = Command(
     about="run a site's swarm network node: ledger, API and gateway for blobs",
-    example="swarm-hpc sn identity.cert=sn-sn.pem identity.key=sn-sn-key.pem identity.bundle=bundle.json",
-    arguments=settings_arguments,
+    example="swarm-hpc sn identity.cert=sn-sn.pem identity.key=sn-sn-key.pem identity.bundle=bundle.json\n"
+    "  or, when sites are lost for good and too few are left to go on, by the operator of each that is left:\n"
+    "  swarm-hpc sn recover --without gamma sn=login:30304 identity.cert=swci-me.pem identity.key=swci-me-key.pem "
+    "identity.bundle=bundle.json",
+    arguments=_sn_arguments,
     run=_sn,
     settings="sn",
+    details="ledger/geth",
 )
 
 SL = Command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,22 @@ from typing import Final
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, console, settings_arguments
+from swarm_hpc.cli.programs import find_programs
 from swarm_hpc.cli.settings import load
+from swarm_hpc.cli.target import client_of, split_target, target_arguments
 from swarm_hpc.errors import ConfigError
 
 EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
 
 
 def _local(options: argparse.Namespace) -> int:
-    from swarm_hpc.config import LocalConfig
+    from swarm_hpc.config import LedgerKind, LocalConfig
 
     config = load(LocalConfig, "local", options.words, options.config_dir)
     from swarm_hpc.local import experiment, results
+
+    if config.ledger.kind is LedgerKind.GETH:
+        find_programs(config.ledger)
 
     logs.start("local", options.log_level)
     summary = experiment.run(config, EXAMPLES)
@@ -34,19 +40,12 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from swarm_hpc.config import ClientConfig
     from swarm_hpc.local import swarm, tables
-    from swarm_hpc.local.folder import RunFolder
     from swarm_hpc.records import encode
 
-    run_dir, words = _split_target(options.words)
     logs.start("status", options.log_level)
-    if run_dir:
-        _no_settings(words, "the run folder")
-        client = RunFolder.existing(run_dir).client()
-    else:
-        client = load(ClientConfig, "status", words, options.config_dir)
-    status = swarm.fetch_status(client)
+    run_dir, words = split_target(options.words)
+    status = swarm.fetch_status(client_of(run_dir, "status", words, options.config_dir))
     if options.json:
         print(json.dumps(encode(status)))
     else:
@@ -57,14 +56,15 @@ def _status(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from swarm_hpc.config import ClientConfig
     from swarm_hpc.local import tables, verification
+    from swarm_hpc.sn.programs import LedgerProgram, find_program
 
-    target, words = _split_target(options.words)
+    target, words = split_target(options.words)
     logs.start("verify", options.log_level)
     if not target:
         raise ConfigError("name the run folder or the training contract: swarm-hpc verify RUN_DIR (see --help)")
     if Path(target).is_dir():
         _no_settings(words, "the run folder")
-        report = verification.verify_folder(Path(target))
+        report = verification.verify_folder(Path(target), partial(find_program, LedgerProgram.GETH, "", os.environ))
     elif not words:
         raise ConfigError(f"{target}: no such folder; for a contract of a running SN give sn=... and identity.*=...")
     else:
@@ -81,31 +81,19 @@ def _no_settings(words: Sequence[str], target: str) -> None:
         raise ConfigError(f"{words[0]}: {target} says everything; settings go with a running SN only")
 
 
-def _split_target(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The one word that is no setting (or empty), and the settings."""
-    plain = [word for word in words if "=" not in word or Path(word).exists()]
-    if len(plain) > 1:
-        raise ConfigError(f"only one of {', '.join(plain)} can be given")
-    return (plain[0] if plain else ""), [word for word in words if word not in plain]
-
-
-def _target_arguments(parser: argparse.ArgumentParser, *, target: str) -> None:
-    settings_arguments(parser)
-    parser.usage = f"%(prog)s {target} | SETTING=VALUE ... [--json] [--debug] [--log-level LEVEL] [--config-dir DIR]"
-
-
 LOCAL = Command(
     about="run a whole swarm of several sites on this host and compare it with training alone",
     example="swarm-hpc local experiment=digits sites=4 merge=geomedian transfer=direct",
     arguments=settings_arguments,
     run=_local,
     settings="local",
+    details="ledger/geth",
 )
 
 STATUS = Command(
     about="show ledger, sites, nodes and training contracts, as an SN sees them",
     example="swarm-hpc status runs/digits-20260131-120000",
-    arguments=partial(_target_arguments, target="RUN_DIR"),
+    arguments=partial(target_arguments, target="RUN_DIR"),
     run=_status,
     settings="status",
 )
@@ -113,7 +101,7 @@ STATUS = Command(
 VERIFY = Command(
     about="recompute every merge from the blobs that were kept, and compare with the ledger",
     example="swarm-hpc verify runs/digits-20260131-120000",
-    arguments=partial(_target_arguments, target="RUN_DIR|CONTRACT"),
+    arguments=partial(target_arguments, target="RUN_DIR|CONTRACT"),
     run=_verify,
     settings="verify",
 )

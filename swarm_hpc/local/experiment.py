@@ -52,8 +52,11 @@ def run(config: LocalConfig, examples: Path) -> Summary:
             swarm.make_certificates()
             swarm.launch_sns()
         with Baselines(programs, [*sites, POOLED] if config.baselines else []) as baselines:
+            num_sns = len(swarm.sn_of)
+            if num_sns > 1:
+                view.say("starting the ledger of the first site, which founds the network")
+            swarm.await_sns(told=lambda ready: view.say(f"{ready} of {num_sns} sites' SNs are in the network"))
             view.say("training")
-            swarm.await_sns()
             for site in sites:
                 swarm.start_sl(site, programs.swarm(site))
             watch = _Watch(swarm, baselines, view)

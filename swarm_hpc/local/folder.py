@@ -50,6 +50,13 @@ class RunFolder:
         """data_dir of the SN whose process has that name."""
         return self.root / name
 
+    def check_sn(self, name: str) -> str:
+        """The name, when an SN of this run has it; ConfigError lists those that there are."""
+        names = sorted(path.name for path in self.root.glob("sn*") if (path / "ledger").is_dir())
+        if name not in names:
+            raise ConfigError(f"sn={name}: no SN of {self.root} is called so; there are {', '.join(names)}")
+        return name
+
     @property
     def ledger(self) -> Path:
         """The first SN's ledger."""

@@ -42,6 +42,15 @@ class Watched:
         """Number of the newest round, over all contracts; 0 before the first."""
         return max(map(_newest_round, self.status.contracts), default=0) if self.status else 0
 
+    @property
+    def halted(self) -> str:
+        """That the ledger stands still, and for whom it waits; empty while it does not."""
+        consensus = self.status.consensus if self.status else None
+        if consensus is None or not consensus.halted:
+            return ""
+        missing = ", ".join(one.site for one in consensus.validators if one.power and not one.connected)
+        return f"the ledger stands still without {missing}" if missing else consensus.halted
+
 
 def _newest_round(contract: TrainingContract) -> int:
     return contract.round - (contract.state is ContractState.COMPLETED)
@@ -100,7 +109,7 @@ class ProgressView:
             return
         states = Counter(self._state(site, watched) for site in self._sites)
         # a reason that lasts is worth a line; between two quick rounds everybody waits for a moment
-        reason = self._reason(watched) if watched.round == self._round else ""
+        reason = watched.halted or (self._reason(watched) if watched.round == self._round else "")
         self._round = watched.round
         gist = (states, watched.num_alone_done, bool(reason))
         if gist != self._shown or self._clock() - self._shown_at >= LINE_PERIOD_S:
@@ -119,7 +128,8 @@ class ProgressView:
             name, state, *figures = self._row(site, watched)
             # the one column that gives way when the terminal is narrow: cut short, not folded
             table.add_row(name, Text(state, no_wrap=True, overflow="ellipsis"), *figures)
-        table.caption = escape(f"logs: {self._run_dir / 'logs'}")
+        halted = f"[bold red]{escape(watched.halted)}[/]\n" if watched.halted else ""
+        table.caption = halted + escape(f"logs: {self._run_dir / 'logs'}")
         return table
 
     def line(self, watched: Watched, states: Counter[str], reason: str) -> str:

@@ -45,7 +45,7 @@ ONE_THREAD: Final = {
 }
 """Many programs share this host: more than one thread each would only slow all of them down."""
 SN: Final = "sn"
-START_S: Final = 60.0
+START_S: Final = 180.0
 STOP_S: Final = 8.0
 SN_STOP_S: Final = 25.0
 """geth writes its state to disk when it ends."""
@@ -103,13 +103,15 @@ class Swarm:
         """The first half of `start_sns`: the first SN's programs come up while something else is done."""
         self.launch_sn()
 
-    def await_sns(self, timeout_s: float = START_S) -> None:
-        """The second half."""
+    def await_sns(self, timeout_s: float = START_S, told: Callable[[int], None] | None = None) -> None:
+        """The second half. `told` hears how many are ready, each time that one more is."""
         first, *others = self.sn_of
         self.await_sn(first, timeout_s)
         for name in others:
             self.launch_sn(name)
-        for name in others:
+        for at, name in enumerate(others, 1):
+            if told:
+                told(at)
             self.await_sn(name, timeout_s)
 
     def start_sn(self, name: str = SN, *, port: int | None = None, timeout_s: float = START_S) -> None:

@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from swarm_hpc.records import ContractState, NetworkStatus, NodeStatus
+from swarm_hpc.records import (
+    ConsensusStatus,
+    ContractState,
+    NetworkStatus,
+    NodeStatus,
+    SiteList,
+    SiteRecord,
+    ValidatorStatus,
+)
 
 if TYPE_CHECKING:  # verification.py brings the whole ledger along, which a status needs not wait for
     from swarm_hpc.identity.ca import CertificateRow
     from swarm_hpc.local.verification import Verification
 
+FINGERPRINT_CHARS = 12
 MANY = 3
 """So many skipped rounds are told one by one."""
 
 
 def show_status(status: NetworkStatus, console: Console) -> None:
-    """Ledger, sites, nodes and training contracts of a network."""
+    """Ledger, consensus, sites, nodes and training contracts of a network."""
     ledger = status.ledger
     console.print(
         f"{status.node}, version {status.version}, up {_span(status.uptime_s)}; ledger {ledger.kind}, chain"
@@ -28,14 +37,16 @@ def show_status(status: NetworkStatus, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    sites = _table("sites", "site", "state", "endpoint", "joined")
+    if status.consensus is not None:
+        show_consensus(status.consensus, console)
+    sites = _table("sites", "site", "state", "address", "joined")
     for site in status.sites:
-        joined = datetime.fromtimestamp(site.joined_at, UTC).strftime("%Y-%m-%d %H:%M")
-        sites.add_row(site.name, "member" if site.active else "removed", site.endpoint, joined)
-    nodes = _table("nodes", "node", "state", "last heard", "epoch", "loss", "metric", "doing")
+        sites.add_row(site.name, _site_state(site), site.endpoint, _date(site.joined_at))
+    nodes = _table("nodes", "node", "state", ">last heard", ">epoch", ">loss", ">metric", "doing")
     for node in status.nodes:
         nodes.add_row(*_node_row(node))
-    contracts = _table("training contracts", "contract", "state", "round", "platform", "merge", "min peers", "nodes")
+    columns = ("contract", "state", ">round", "platform", "merge", ">min peers", "nodes")
+    contracts = _table("training contracts", *columns)
     for contract in status.contracts:
         spec = contract.spec
         present = sum(participant.active for participant in contract.participants)
@@ -52,6 +63,61 @@ def show_status(status: NetworkStatus, console: Console) -> None:
     for table in (sites, nodes, contracts):
         if table.row_count:
             console.print(table)
+
+
+def show_consensus(consensus: ConsensusStatus, console: Console) -> None:
+    """Whether the sites make blocks, what their operators should know, and who has how much say."""
+    lag = f"{consensus.behind} behind" if consensus.behind else "in step"
+    console.print(
+        f"consensus height {consensus.height} ({lag}), last block {_span(consensus.last_block_age_s)} ago;"
+        f" network {consensus.network[:12]}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if consensus.halted:
+        console.print(f"HALTED: {consensus.halted}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+    for warning in consensus.warnings:
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True, highlight=False, markup=False)
+    total = sum(one.power for one in consensus.validators)
+    table = _table("validators", "site", ">power", ">share", "connection", ">last seen")
+    for one in consensus.validators:
+        table.add_row(*_validator_row(one, total), style=_validator_style(one))
+    if table.row_count:
+        console.print(table)
+
+
+def _validator_row(one: ValidatorStatus, total: int) -> tuple[str, ...]:
+    share = f"{100 * one.power / total:.0f} %" if one.power else "none"
+    if one.connected:
+        return one.site, str(one.power), share, "connected", "now"
+    seen = "never" if one.last_seen_s is None else f"{_span(one.last_seen_s)} ago"
+    return one.site, str(one.power), share, "missing", seen
+
+
+def _validator_style(one: ValidatorStatus) -> str:
+    if one.connected:
+        return "" if one.power else "yellow"
+    return "red" if one.power else "dim"
+
+
+def show_sites(found: SiteList, console: Console) -> None:
+    """The sites that are or were members, in the order of their admission, and those that ask to be."""
+    table = _table("", "site", "address", "state", ">announced", "CA fingerprint", "joined")
+    for site in found.sites:
+        fingerprint = site.ca_fingerprint.replace(":", "")[:FINGERPRINT_CHARS].lower()
+        row = (site.name, site.endpoint, _site_state(site), str(site.announced), fingerprint, _date(site.joined_at))
+        table.add_row(*row)
+    members = {site.name for site in found.sites if site.active}
+    for asks in found.applications:
+        state = "asks with other keys" if asks.site in members else "asks"
+        table.add_row(asks.site, asks.endpoint, state, "", "", "", style="yellow")
+    console.print(table)
+
+
+def _site_state(site: SiteRecord) -> str:
+    if not site.active:
+        return "removed"
+    return "member, lost" if site.lost else "member"
 
 
 def _node_row(node: NodeStatus) -> tuple[str, ...]:
@@ -98,10 +164,15 @@ def show_verification(found: Verification, console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
+    """`>` before a column's name: numbers, to the right."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table
+
+
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _span(seconds: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -21,6 +21,7 @@ from swarm_hpc.records import Event, Round, TrainingContract
 from swarm_hpc.sl.verify import Finding, ReadBlob, verify_rounds
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.sn.ledger import Ledger
+from swarm_hpc.sn.offline import read_ledger
 from swarm_hpc.transport.blobs import hash_bytes
 
 BLOB: Final = re.compile(r"[0-9a-f]{64}")
@@ -52,14 +53,15 @@ class Verification:
         }
 
 
-def verify_folder(root: Path) -> Verification:
+def verify_folder(root: Path, find_geth: Callable[[], Path]) -> Verification:
     """All rounds of all contracts of a local run, offline; every copy of a blob under the folder must be whole.
 
-    ConfigError when it is no run folder, NotFound when there is not one round to check.
+    `find_geth` is asked for the program where the ledger is geth's. ConfigError when it is no run folder, NotFound when
+    there is not one round to check, LedgerError where an SN still runs on geth's ledger.
     """
     folder = RunFolder.existing(root)
     copies = _copies(folder.root)
-    with Ledger.read(folder.ledger) as ledger:
+    with read_ledger(folder.ledger, find_geth) as ledger:
         history = [(contract, ledger.rounds(contract.spec.name)) for contract in ledger.contracts()]
         strays = _damaged_strays(copies, history, ledger)
     return _verify(history, lambda blob: _read_copies(blob, copies.get(blob, [])), str(root), strays)

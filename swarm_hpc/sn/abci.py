@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from swarm_hpc.sn import abci_pb2 as abci
 from swarm_hpc.sn.geth import Engine, EngineFault, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
 from swarm_hpc.sn.powers import Rule, Standing, Vote, step
+from swarm_hpc.transport import document
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ _HEADER_FIELDS: Final = frozenset(
         "excessBlobGas",
     }
 )
+_QUANTITY: Final = re.compile("0x[0-9a-f]{1,16}")
 _ACCEPT, _REJECT = 1, 2
 _ABSENT: Final = 1
 _RECHECK: Final = 1
@@ -77,18 +80,23 @@ class Application:
         heights: Heights,
         *,
         genesis: Standing,
+        base: tuple[int, str] | None = None,
         rule: Rule,
         members: Members,
         may_connect: Callable[[str], bool],
         committed: Callable[[int, Sequence[SiteRecord]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`committed` hears of every final height, and of the sites after it; `may_connect` decides about p2p IDs."""
+        """`committed` hears of every final height, and of the sites after it; `may_connect` decides about p2p IDs.
+
+        `base` is the CometBFT height and the block that this CometBFT chain goes on from; None: the first chain.
+        """
         self._engine, self._heights, self._genesis, self._rule = engine, heights, genesis, rule
         self._members, self._may_connect, self._committed, self._clock = members, may_connect, committed, clock
         # One at a time for what reads or moves the head; CheckTx and Query go on beside it.
         self._moving = threading.RLock()
         self._genesis_hash = engine.block_hash(0)
+        self._base_height, self._base = base or (0, self._genesis_hash)
         self._head, self._timestamp = self._read_head()
         self._pending: tuple[int, str, Standing, Sequence[SiteRecord]] | None = None
         self._rechecks: dict[bytes, int] = {}
@@ -106,17 +114,18 @@ class Application:
         with self._moving:
             self._head, self._timestamp = self._read_head()
             height = self._heights.of_block(self._head)
-            if height is None and self._head != self._genesis_hash:
+            if height is None and self._head != self._base:
                 raise EngineFault(f"geth's head {self._head} is not known here")
-            log.info("geth is at height %d, block %s", height or 0, self._head[:10])
-            app_hash = self._app_hash() if height else b""
+            log.info("geth is at height %d, block %s", height or self._base_height, self._head[:10])
+            if height is None or height <= self._base_height:
+                return abci.ResponseInfo(data="swarm-hpc", version="1")
             return abci.ResponseInfo(
-                data="swarm-hpc", version="1", last_block_height=height or 0, last_block_app_hash=app_hash
+                data="swarm-hpc", version="1", last_block_height=height, last_block_app_hash=self._app_hash()
             )
 
     def init_chain(self, _request: abci.RequestInitChain) -> abci.ResponseInitChain:
-        """Height 0: the validators of the genesis."""
-        self._heights.put(0, self._genesis_hash, self._genesis)
+        """The height before the first one: the validators of the genesis."""
+        self._heights.put(self._base_height, self._base, self._genesis)
         return abci.ResponseInitChain(app_hash=self._app_hash())
 
     def query(self, request: abci.RequestQuery) -> abci.ResponseQuery:
@@ -170,7 +179,7 @@ class Application:
             head = self._head if payload is None else payload["blockHash"]
             if payload is not None and (fault := self._engine.execute(payload)):
                 raise LedgerError(f"block {request.height} was decided, but geth finds it invalid: {fault}")
-            sites = self._members(head)
+            sites = self._members_after(head)
             standing = before
             if sites is not None:
                 standing = step(before, sites, _votes(request), request.time.seconds, self._rule)
@@ -223,6 +232,15 @@ class Application:
         # Constant, since a changing one would cost an empty block after each: a decided block names its Ethereum block
         # hash, which stands for the whole state.
         return bytes.fromhex(self._genesis_hash[2:])
+
+    def _members_after(self, head: str) -> Sequence[SiteRecord] | None:
+        try:
+            return self._members(head)
+        except RpcRefused as exc:
+            # A killed geth may have kept a block and lost its state: it executes it again when it becomes the head.
+            log.info("geth recovers the state of block %s: %s", head[:10], exc)
+            self._engine.finalize(head)
+            return self._members(head)
 
     def _is_stuck(self, raw: bytes) -> bool:
         self._rechecks[raw] = self._rechecks.get(raw, 0) + 1
@@ -279,13 +297,14 @@ def decode_block(txs: Sequence[bytes]) -> Payload | None:
         raise ValueError("the block does not begin with a payload header")
     if len(txs) == 1 or any(raw[:1] in (HEADER, b"") for raw in txs[1:]):
         raise ValueError("the block holds no transactions, or another header")
-    header: Any = json.loads(txs[0][1:])
+    header: Any = document.parse(txs[0][1:])
     if not isinstance(header, dict) or header.keys() != _HEADER_FIELDS:
         raise ValueError("the payload header has other fields than an ExecutionPayloadV3")
     strings = all(isinstance(value, str) for key, value in header.items() if key != "withdrawals")
     if not strings or header["withdrawals"] != []:
         raise ValueError("the payload header has a field of another kind")
-    int(header["timestamp"], 16)
+    if not _QUANTITY.fullmatch(header["timestamp"]):
+        raise ValueError("the payload header's timestamp is no number of 64 bits")
     return cast(Payload, header | {"transactions": ["0x" + raw.hex() for raw in txs[1:]]})
 
 

@@ -29,6 +29,8 @@ from swarm_hpc.sn.contracts import Artifact, artifact
 
 GAS = 10_000_000
 """Gas limit of every transaction: the dearest ones, deployments, take about half of it."""
+LEAST_GAS_PRICE = 10**9
+"""An idle chain's base fee falls to next to nothing, and could be more than doubled by a burst of full blocks."""
 RECEIPT_TIMEOUT_S = 20.0
 """How long a block may take: long enough for some lost proposers, shorter than an API client waits for its answer."""
 _NONCE_TAKEN = re.compile("already known|nonce too low|underpriced|already exists", re.IGNORECASE)
@@ -74,8 +76,6 @@ class Chain:
         self._times: dict[int, int] = {}
         self._unsettled: _Sent | None = None
         self.chain_id = int(self._w3.eth.chain_id)
-        # Twice the price of now: a base fee may have grown by the time a later transaction is sent. Embedded: 0.
-        self._gas_price = 2 * self._w3.eth.gas_price
 
     @property
     def account(self) -> str:
@@ -208,11 +208,11 @@ class Chain:
 
     def _send_until(self, request: TxParams, what: str, deadline: float) -> TxReceipt:
         """Send it, again with a new nonce where an earlier process's transaction took the nonce."""
-        price: TxParams = {"value": cast(Any, 0), "gas": GAS, "gasPrice": cast(Any, self._gas_price)}
+        fixed: TxParams = {"value": cast(Any, 0), "gas": GAS, "chainId": self.chain_id}
         while True:
             self._check_running(what)
             nonce = self._nonce()
-            numbered = {**request, **price, "nonce": nonce, "chainId": self.chain_id}
+            numbered = {**request, **fixed, "gasPrice": self._gas_price(), "nonce": nonce}
             signed = self._account.sign_transaction(cast(dict[str, Any], numbered))
             sent = _Sent(signed.hash, signed.raw_transaction, nonce)
             try:
@@ -254,6 +254,14 @@ class Chain:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.05)
 
+    def _gas_price(self) -> int:
+        """Twice the base fee, which may grow until a block takes the transaction; 0 where there is none (embedded).
+
+        Not eth_gasPrice: geth derives that from what was paid before, so that each SN that starts would double it.
+        """
+        base = int(self._w3.eth.get_block("latest").get("baseFeePerGas", 0))
+        return max(2 * base, LEAST_GAS_PRICE) if base else 0
+
     def _nonce(self) -> int:
         return int(self._w3.eth.get_transaction_count(self._account.address, "latest"))
 
@@ -270,7 +278,9 @@ def refusal(exc: Exception, what: str) -> SwarmError:
     """Our exception for a revert whose reason is `Name: hint`; LedgerError for anything else."""
     if isinstance(exc, SwarmError):
         return exc
-    text = str(getattr(exc, "message", None) or exc)
+    # web3 makes the message of most errors the whole answer.
+    answer = cast(dict[str, Any], getattr(exc, "rpc_response", None) or {})
+    text = str(answer.get("error", {}).get("message") or getattr(exc, "message", None) or exc)
     found = _REASON.fullmatch(text)
     cls = by_name(found[1]) if found else SwarmError
     if found is None or not issubclass(cls, LedgerError | ConfigError):

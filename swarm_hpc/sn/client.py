@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from swarm_hpc.records import (
     NodeStatus,
     Platform,
     Progress,
+    RecoveryStatus,
     Round,
     SeenVotes,
     SiteApplication,
@@ -109,9 +110,22 @@ class SnClient:
 
     # the network of `ledger=geth`
 
-    async def network(self) -> str:
-        """The network file, for a site that wants to join. NotFound where the ledger is not shared."""
-        return decode(str, _field(await self._get("/v1/network"), "network"))
+    async def network(self) -> tuple[str, list[Any]]:
+        """The network file and its epochs, for a site that wants to join. NotFound where the ledger is not shared."""
+        answer = await self._get("/v1/network")
+        return decode(str, _field(answer, "network")), decode(list[Any], _field(answer, "epochs"))
+
+    async def blocks(self, first: int) -> list[Any]:
+        """Some final Ethereum blocks from that number on, as execution payloads; none beyond the newest."""
+        return decode(list[Any], _field(await self._get("/v1/blocks", {"first": first}), "payloads"))
+
+    async def recover(self, without: Sequence[str]) -> RecoveryStatus:
+        """As this site's operator: agree to go on without those sites. Repeat it until nobody is missing."""
+        return decode(RecoveryStatus, await self._post("/v1/recovery", without=list(without)))
+
+    async def approvals(self, epoch: object) -> Any:
+        """Tell another site of an epoch and its approvals; its own, if its operator has agreed to the same, or None."""
+        return _field(await self._post("/v1/recovery/approvals", epoch=encode(epoch)), "epoch")
 
     async def seen_votes(self, consensus_key: str) -> SeenVotes:
         """What this SN's CometBFT has seen of the votes made with that key."""

@@ -74,6 +74,11 @@ class ConsensusKeys:
         private = base64.b64decode(_field(self.node_key, "priv_key")["value"])
         return sha256(private[32:]).digest()[:20].hex()
 
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature with the key of the votes. A message of ours never looks like a vote of CometBFT."""
+        private = base64.b64decode(_field(self.validator_key, "priv_key")["value"])
+        return Ed25519PrivateKey.from_private_bytes(private[:32]).sign(message)
+
     def consensus_key(self) -> str:
         """The public key that others check its votes with: 64 hex digits."""
         return base64.b64decode(_field(self.validator_key, "pub_key")["value"]).hex()

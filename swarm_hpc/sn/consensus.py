@@ -27,8 +27,10 @@ from swarm_hpc.records import SeenVotes, SiteRecord
 from swarm_hpc.sn import registry
 from swarm_hpc.sn.abci import Application
 from swarm_hpc.sn.abci_server import AbciServer
+from swarm_hpc.sn.blocks import bring_to, load_tail
 from swarm_hpc.sn.comet import CometHome, CometProcess, CometRpc, ConsensusKeys
-from swarm_hpc.sn.geth import Engine, EngineFault, GethProcess, GethRpc
+from swarm_hpc.sn.epochs import Epoch
+from swarm_hpc.sn.geth import Engine, EngineFault, GethProcess, GethRpc, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.powers import UNIT, Standing, address_of, has_quorum
@@ -66,28 +68,34 @@ class Consensus:
         config: LedgerConfig,
         *,
         committed: Callable[[int], None],
+        epochs: Sequence[Epoch] = (),
+        fetch_blocks: Callable[[int], Sequence[Payload]] = lambda _first: (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`committed` is told of each final height, in a thread of ours. `folder` is the ledger's in data_dir.
 
-        `clock`, in seconds since 1970, is what blocks are stamped by.
+        `fetch_blocks` answers blocks from that number on, from other members; also called in a thread of ours. `clock`,
+        in seconds since 1970, is what blocks are stamped by.
         """
-        self.network, self.keys = network, keys
+        self.network, self.keys, self.epochs = network, keys, tuple(epochs)
+        self._epoch = epochs[-1] if epochs else None
+        self._fetch_blocks = fetch_blocks
         self._folder, self._programs, self._config, self._tell = folder, programs, config, committed
         self._clock = clock
         self.run_dir = _run_dir(folder)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._logs = {name: folder / "logs" / f"{name}.log" for name in ("geth", "cometbft")}
         self._geth = GethProcess(programs.geth, folder / "geth", self.run_dir, self._logs["geth"], network.chain_id)
-        self.home = CometHome(folder / "comet", keys, self.run_dir)
+        suffix = f"-{self._epoch.number}" if self._epoch is not None else ""
+        self.home = CometHome(folder / f"comet{suffix}", keys, self.run_dir)
         self._comet = CometProcess(programs.cometbft, self.home, self._logs["cometbft"])
         self.geth = GethRpc(self._geth.socket)
         self.comet = CometRpc(self.home.rpc_socket)
         self.p2p_port = 0
         """Loopback port of CometBFT's p2p; another one after each start."""
-        self._heights = Heights(folder / "heights.sqlite")
+        self._heights = Heights(folder / f"heights{suffix}.sqlite")
         self._application: Application | None = None
-        self._height = 0
+        self._height = self._epoch.height if self._epoch is not None else 0
         self._height_at = time.monotonic()
         self._friends: frozenset[str] = frozenset()
         self._connected: Mapping[str, float] = {}
@@ -150,10 +158,12 @@ class Consensus:
         """Start what does not run, and return or raise when a part has failed."""
         self._start_geth()
         engine = Engine(self.geth)
+        self._bring_to_epoch(engine)
         application = Application(
             engine,
             self._heights,
-            genesis=Standing(powers={_founder_key(self.network): UNIT}),
+            genesis=self._first_standing(),
+            base=(self._epoch.height, self._epoch.head) if self._epoch is not None else None,
             rule=self.network.rule(),
             members=self._members,
             may_connect=self._may_connect,
@@ -164,7 +174,7 @@ class Consensus:
         with ExitStack() as stack:
             server = stack.enter_context(AbciServer(self.home.abci_socket, application))
             self.p2p_port = _free_port()
-            self.home.prepare(self.network.comet_genesis, self.p2p_port, self._config.commit_wait_ms)
+            self.home.prepare(self._comet_genesis(), self.p2p_port, self._config.commit_wait_ms)
             self._comet.start()
             stack.callback(self._comet.stop)
             self._watch(server)
@@ -178,6 +188,22 @@ class Consensus:
             self._wipe = False
         if not self._geth.is_alive:
             self._geth.start()
+
+    def _bring_to_epoch(self, engine: Engine) -> None:
+        """Let geth come to the block that this epoch goes on from, if it is before."""
+        epoch = self._epoch
+        if epoch is None or self._heights.of_block(str(engine.head()["hash"])) is not None:
+            return
+        tail = load_tail(self._folder, epoch.number)
+        bring_to(engine, epoch.head, epoch.block, tail, self._fetch_blocks)
+
+    def _first_standing(self) -> Standing:
+        if self._epoch is not None:
+            return self._epoch.genesis_standing()
+        return Standing(powers={_founder_key(self.network): UNIT})
+
+    def _comet_genesis(self) -> Mapping[str, Any]:
+        return self._epoch.comet_genesis(self.network) if self._epoch is not None else self.network.comet_genesis
 
     def _watch(self, server: AbciServer) -> None:
         while not self._stopping.wait(_LOOK_S):
@@ -240,7 +266,7 @@ class Consensus:
         try:
             return self._heights.standing(self._height)
         except LedgerError:
-            return Standing(powers={_founder_key(self.network): UNIT})
+            return self._first_standing()
 
     def fault(self) -> str:
         """Why the programs do not run at the moment; empty while they do."""
@@ -301,10 +327,20 @@ class Consensus:
 
     def _last_signed(self, address: str, newest: int) -> int:
         for height in range(newest, max(0, newest - _COMMITS_LOOKED_AT), -1):
-            commit = self.comet.call("commit", timeout_s=5.0, height=str(height))["signed_header"]["commit"]
-            if any(one["validator_address"] == address and one["signature"] for one in commit["signatures"]):
+            try:
+                signatures = self._signatures(height)
+            except RpcRefused:  # before this epoch's first block
+                return 0
+            if any(one["validator_address"] == address and one["signature"] for one in signatures):
                 return height
         return 0
+
+    def _signatures(self, height: int | None = None) -> Sequence[Mapping[str, Any]]:
+        """The votes in the commit of that height, or of the newest one; none before the first."""
+        wanted = {"height": str(height)} if height is not None else {}
+        header = self.comet.call("commit", timeout_s=5.0, **wanted)["signed_header"]
+        found: Sequence[Mapping[str, Any]] = header["commit"]["signatures"] if header and header["commit"] else ()
+        return found
 
     def quiet_s(self) -> float:
         """Seconds since the newest block came."""
@@ -316,7 +352,7 @@ class Consensus:
         Who is behind cannot be seen on its own vote, whose time is never before the block's: then the clock itself.
         """
         try:
-            signatures = self.comet.call("commit", timeout_s=5.0)["signed_header"]["commit"]["signatures"]
+            signatures = self._signatures()
         except SwarmError:
             return 0.0
         address = address_of(self.keys.consensus_key()).hex().upper()

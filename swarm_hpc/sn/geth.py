@@ -32,6 +32,7 @@ _FLAGS: Final = (
     "--state.scheme=hash",
     "--syncmode=full",
     "--nat=none",
+    "--rpc.txfeecap=0",  # the currency is worth nothing
     "--miner.gasprice=1",
     "--authrpc.addr=127.0.0.1",
     "--authrpc.port=0",
@@ -121,6 +122,11 @@ class _Link:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+    def __del__(self) -> None:
+        # A thread that ended does not say so: its link goes with its local data.
+        with suppress(AttributeError, OSError):
+            self.close()
 
 
 def _request(method: str, params: Sequence[object]) -> bytes:

@@ -14,6 +14,7 @@ from swarm_hpc.errors import ConfigError, NotReachable, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import SiteApplication, SiteRecord
 from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.epochs import Epoch, check_chain, parse
 from swarm_hpc.sn.network import Network
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ _FIRST_ANSWER_S: Final = 600.0
 """How long the members named in ledger.join may all be unreachable."""
 
 
-async def fetch_network(config: LedgerConfig, identity: Identity) -> Network:
-    """The network of the first member in `ledger.join` that answers.
+async def fetch_network(config: LedgerConfig, identity: Identity) -> tuple[Network, tuple[Epoch, ...]]:
+    """The network, and its epochs, of the first member in `ledger.join` that answers.
 
     NotReachable after 10 minutes; ConfigError where it is not the one that `ledger.network` names.
     """
@@ -36,9 +37,11 @@ async def fetch_network(config: LedgerConfig, identity: Identity) -> Network:
         for address in config.join:
             try:
                 async with _client(identity, address) as member:
-                    network = Network.parse(await member.network())
+                    text, found = await member.network()
+                network, epochs = Network.parse(text), tuple(map(parse, found))
                 network.check(config.network, config.chain_id)
-                return network
+                check_chain(network, epochs)
+                return network, epochs
             except ConfigError:
                 raise
             except SwarmError as exc:

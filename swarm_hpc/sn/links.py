@@ -53,6 +53,10 @@ class Links:
         """Whether connections from that site are taken."""
         return site in self._peers()
 
+    def unreached(self) -> list[str]:
+        """Addresses of the member sites that there is no connection to."""
+        return [site.endpoint for name, site in self._peers().items() if name in self._missing_since]
+
     def last_seen_s(self) -> Mapping[str, float]:
         """Site -> seconds since there was a connection; 0 for those connected."""
         now = time.monotonic()

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -56,26 +57,40 @@ async def _run(config: SnConfig, identity: Identity) -> None:
     _raise_file_limit()
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, stop.set)
-    async with start(config, identity) as address:
-        with _endpoint_file(Path(config.data_dir) / ENDPOINT_FILE, address, identity):
-            await stop.wait()
-            log.info("stopping")
+    while not stop.is_set():
+        turn = Turn()
+        async with start(config, identity, turn) as address:
+            with _endpoint_file(Path(config.data_dir) / ENDPOINT_FILE, address, identity):
+                await _either(stop, turn.over)
+                log.info("stopping" if stop.is_set() else "starting again in a new epoch of the network")
+        config = replace(config, port=turn.port)  # everybody knows this SN by the port that it was given
+
+
+@dataclass(slots=True)
+class Turn:
+    """One start of an SN until its end, or until it has to start anew."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it should be ended and started again: its network has gone on in a new epoch."""
+    port: int = 0
+    """Where it listens."""
 
 
 @asynccontextmanager
-async def start(config: SnConfig, identity: Identity) -> AsyncIterator[str]:
+async def start(config: SnConfig, identity: Identity, turn: Turn | None = None) -> AsyncIterator[str]:
     """A serving SN as long as the block lasts; yields the address under which other nodes reach it."""
+    turn = turn or Turn()
     started_at = time.monotonic()
     data_dir = Path(config.data_dir)
     site = identity.name.site
     with _data_dir(data_dir):
         (data_dir / ENDPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed
-    shared = (
-        SharedLedger(config.ledger, data_dir / "ledger", identity) if config.ledger.kind is LedgerKind.GETH else None
-    )
+    is_shared = config.ledger.kind is LedgerKind.GETH
+    shared = SharedLedger(config.ledger, data_dir / "ledger", identity, turn.over) if is_shared else None
     async with AsyncExitStack() as stack:
         tunnels = await stack.enter_async_context(shared.tunnels) if shared is not None else None
         reception = await stack.enter_async_context(listen(identity, config.host, config.port, tunnel=tunnels))
+        turn.port = reception.port
         address = _address(config, reception.port)
         if shared is not None:
             ledger = await stack.enter_async_context(shared.open(address, reception, sentinel=config.sentinel))
@@ -119,6 +134,13 @@ async def _embedded(config: SnConfig, data_dir: Path, identity: Identity, addres
     founder = Founder(site=site, endpoint=address, ca_fingerprint=identity.bundle.fingerprint(site))
     with _data_dir(data_dir):
         return await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 @asynccontextmanager

@@ -34,6 +34,7 @@ from swarm_hpc.records import (
 )
 from swarm_hpc.sn.admission import Applications
 from swarm_hpc.sn.client import MAX_WAIT_S
+from swarm_hpc.sn.epochs import parse as parse_epoch
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
@@ -76,6 +77,9 @@ class SnApi:
                 web.get("/v1/status", self.get_status),
                 web.get("/v1/network", self.get_network),
                 web.get("/v1/consensus/votes", self.get_votes),
+                web.get("/v1/blocks", self.get_blocks),
+                web.post("/v1/recovery", self.recover),
+                web.post("/v1/recovery/approvals", self.hear_approvals),
                 web.get("/v1/sites", self.get_sites),
                 web.post("/v1/sites", self.apply),
                 web.post("/v1/sites/{site}/admit", self.admit),
@@ -127,7 +131,31 @@ class SnApi:
         allow(request, Kind.SN, Kind.SWCI)
         if self.shared is None:
             raise NotFound("this SN keeps an embedded ledger, which no other site can join")
-        return web.json_response({"network": self.shared.network.text()})
+        return web.json_response({"network": self.shared.network.text(), "epochs": encode(self.shared.epochs)})
+
+    async def get_blocks(self, request: web.Request) -> web.Response:
+        """Final Ethereum blocks, for a site that cannot have them from CometBFT."""
+        peer = allow(request, Kind.SN)
+        if self.shared is None or not self.shared.is_member(peer.site):
+            raise NotAuthorized(f"{peer}: site {peer.site} is no member of this network")
+        return web.json_response({"payloads": await self.shared.blocks(_number(request, "first", 1))})
+
+    async def recover(self, request: web.Request) -> web.Response:
+        """This site's operator agrees to go on without some sites."""
+        peer = allow(request, Kind.SWCI)
+        if peer.site != self.name.site:
+            raise NotAuthorized(f"{peer}: site {self.name.site} is spoken for by its own operator")
+        if self.shared is None:
+            raise NotFound("this SN keeps an embedded ledger, which depends on no other site")
+        return _json(await self.shared.recovery.approve(_take(await body(request), "without", list[str])))
+
+    async def hear_approvals(self, request: web.Request) -> web.Response:
+        """Another site's operator has agreed to a new epoch."""
+        peer = allow(request, Kind.SN)
+        if self.shared is None or not self.shared.is_member(peer.site):
+            raise NotAuthorized(f"{peer}: site {peer.site} is no member of this network")
+        found = await self.shared.recovery.hear(parse_epoch((await body(request)).get("epoch")))
+        return web.json_response({"epoch": encode(found) if found is not None else None})
 
     async def get_votes(self, request: web.Request) -> web.Response:
         """What was seen here of a validator's votes."""

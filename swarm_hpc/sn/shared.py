@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from swarm_hpc.config import LedgerConfig
-from swarm_hpc.errors import ConfigError, NotAuthorized, NotMember
+from swarm_hpc.config import ConnectionConfig, LedgerConfig
+from swarm_hpc.errors import ConfigError, NotAuthorized, NotMember, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import ConsensusStatus, NodeName, SeenVotes, SiteApplication, SiteRecord
-from swarm_hpc.sn import joining
+from swarm_hpc.sn import epochs, joining
+from swarm_hpc.sn.blocks import PAGE, export
+from swarm_hpc.sn.client import SnClient
 from swarm_hpc.sn.comet import ConsensusKeys
 from swarm_hpc.sn.consensus import Consensus, Programs
+from swarm_hpc.sn.epochs import Epoch
+from swarm_hpc.sn.geth import Payload
 from swarm_hpc.sn.geth_provider import GethProvider
 from swarm_hpc.sn.ledger import KEY, Founder, Ledger, load_account
 from swarm_hpc.sn.links import Links
@@ -24,6 +28,7 @@ from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.presence import Presence
+from swarm_hpc.sn.recovery import EPOCHS_FILE, Recovery
 from swarm_hpc.sn.signing import PEERS_FILE, Peers, SigningGuard
 from swarm_hpc.sn.standing import consensus_status
 from swarm_hpc.transport.server import Reception
@@ -34,12 +39,19 @@ log = logging.getLogger(__name__)
 NETWORK_FILE: Final = "network.json"
 KEYS: Final = "keys"
 _SYNC_LOOK_S: Final = 0.2
+_CONNECT_S: Final = 2.0
+_FETCH_S: Final = 120.0
 
 
 class SharedLedger:
     """One site's part in a network. Use `open`; `tunnels` are to be served before."""
 
-    def __init__(self, config: LedgerConfig, folder: Path, identity: Identity) -> None:
+    def __init__(
+        self, config: LedgerConfig, folder: Path, identity: Identity, restart: asyncio.Event | None = None
+    ) -> None:
+        """`restart` is set when the SN has to start again: its network has gone on in a new epoch."""
+        self._restart = restart or asyncio.Event()
+        self._recovery: Recovery | None = None
         self.config, self.folder, self._identity = config, folder, identity
         self._site = identity.name.site
         self._consensus: Consensus | None = None
@@ -54,6 +66,27 @@ class SharedLedger:
         """The network, once it is known."""
         assert self._consensus is not None
         return self._consensus.network
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """The recoveries of the network so far."""
+        assert self._consensus is not None
+        return self._consensus.epochs
+
+    @property
+    def recovery(self) -> Recovery:
+        """This site's part in the next one."""
+        assert self._recovery is not None
+        return self._recovery
+
+    def is_member(self, site: str) -> bool:
+        """Whether that other site is a member."""
+        return self._links is not None and self._links.is_member(site)
+
+    async def blocks(self, first: int) -> list[Payload]:
+        """A page of final Ethereum blocks from that number on."""
+        assert self._consensus is not None
+        return await asyncio.to_thread(export, self._consensus.geth, max(1, first), max(1, first) + PAGE - 1)
 
     @asynccontextmanager
     async def open(self, address: str, reception: Reception, *, sentinel: bool) -> AsyncIterator[Ledger]:
@@ -82,13 +115,17 @@ class SharedLedger:
             programs,
             self.config,
             committed=partial(_call_in, loop, self._wake),
+            epochs=await asyncio.to_thread(epochs.load, self.folder / EPOCHS_FILE, network),
+            fetch_blocks=partial(_fetch_in, loop, self._fetch_blocks),
         )
         self._consensus, self._links = (
             consensus,
             Links(consensus, self.tunnels, self._site, Peers(self.folder / PEERS_FILE)),
         )
         self._links.introduce(sites)
-        keeping: asyncio.Task[None] | None = None
+        self._recovery = Recovery(self.folder, consensus, self._links, self._identity, self._restart)
+        self._addresses = list(dict.fromkeys([*self.config.join, *Peers(self.folder / PEERS_FILE).load().values()]))
+        keeping: list[asyncio.Task[None]] = []
         try:
             own = next((site for site in sites if site.name == self._site), None)
             is_new = is_first and (network.founder == self._site or (own is not None and not own.announced))
@@ -96,7 +133,7 @@ class SharedLedger:
             await guard.secure(self.config.join, is_new=is_new, told=partial(_say, reception))
             reception.status = "starting: its ledger's programs come up"
             await asyncio.to_thread(consensus.start)
-            keeping = asyncio.create_task(self._links.keep())
+            keeping = [asyncio.create_task(self._links.keep()), asyncio.create_task(self._recovery.follow())]
             await self._catch_up(reception, asks)
             founder = Founder(
                 site=self._site,
@@ -111,9 +148,10 @@ class SharedLedger:
             )
             yield ledger
         finally:
-            if keeping is not None:
-                keeping.cancel()
-                await asyncio.wait([keeping])
+            for task in keeping:
+                task.cancel()
+            if keeping:
+                await asyncio.wait(keeping)
             await asyncio.to_thread(consensus.stop)
 
     @asynccontextmanager
@@ -167,9 +205,11 @@ class SharedLedger:
                 f"{self.folder}: holds no network yet: sentinel=true founds one, ledger.join=[HOST:PORT] joins one"
             )
         reception.status = "starting: looking for a member of its network"
-        network = await joining.fetch_network(self.config, self._identity)
+        network, found = await joining.fetch_network(self.config, self._identity)
         sites = await joining.be_admitted(self.config, self._identity, asks, partial(_say, reception))
         # Only now: an SN that is stopped before asks again.
+        if found:
+            await asyncio.to_thread(epochs.save, self.folder / EPOCHS_FILE, found)
         await asyncio.to_thread(network.save, file)
         log.info("admitted to network %s", network.id())
         return network, sites
@@ -199,6 +239,18 @@ class SharedLedger:
             f"delete {self.folder} and join again"
         )
 
+    async def _fetch_blocks(self, first: int) -> Sequence[Payload]:
+        """Blocks from the first member that has them."""
+        for address in self._addresses:
+            connection = ConnectionConfig(connect_timeout_s=_CONNECT_S)
+            try:
+                async with SnClient(self._identity, address, connection=connection) as member:
+                    if page := await member.blocks(first):
+                        return page
+            except SwarmError as exc:
+                log.info("%s gives no blocks: %s", address, exc)
+        return ()
+
     def _wake(self) -> None:
         if self._live is not None:
             self._live.wake()
@@ -219,6 +271,12 @@ class SharedLedger:
 def _call_in(loop: asyncio.AbstractEventLoop, act: Callable[[], None], _height: int) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
         loop.call_soon_threadsafe(act)
+
+
+def _fetch_in(
+    loop: asyncio.AbstractEventLoop, fetch: Callable[[int], Coroutine[Any, Any, Sequence[Payload]]], first: int
+) -> Sequence[Payload]:
+    return asyncio.run_coroutine_threadsafe(fetch(first), loop).result(_FETCH_S)
 
 
 def _say(reception: Reception, text: str) -> None:

@@ -27,7 +27,6 @@ Signed = tuple[int, int, int]
 """Height, round and step (1 propose, 2 prevote, 3 precommit)."""
 LAST_ROUND: Final = 2**31 - 1
 _LAST_STEP: Final = 3
-_MARK: Final = "home.json"
 PEERS_FILE: Final = "peers.json"
 _CONNECT_S: Final = 1.0
 _ASK_AGAIN_S: Final = 2.0
@@ -61,7 +60,7 @@ class SigningGuard:
         """`folder` is the ledger's in data_dir."""
         self._peers = Peers(folder / PEERS_FILE)
         self._home, self._identity, self._key = home, identity, consensus_key
-        self._mark = folder / _MARK
+        self._folder = folder
 
     async def secure(self, addresses: Sequence[str], *, is_new: bool, told: Callable[[str], None]) -> None:
         """Return when CometBFT may start. `is_new`: this site has never had voting power, so it has signed nothing.
@@ -73,7 +72,7 @@ class SigningGuard:
             asked = list(dict.fromkeys([*addresses, *self._peers.load().values()]))
             await self._raise_floor(asked, must=not self._is_original(), told=told)
         await asyncio.to_thread(self._home.prepare_data)
-        await asyncio.to_thread(self._leave_mark)
+        await asyncio.to_thread(leave_mark, self._folder, self._home)
 
     async def _raise_floor(self, addresses: Sequence[str], *, must: bool, told: Callable[[str], None]) -> None:
         said_at = -_SAY_AGAIN_S
@@ -121,13 +120,19 @@ class SigningGuard:
     def _is_original(self) -> bool:
         """Whether the folder is the one that CometBFT wrote to, not a copy of it."""
         try:
-            mark = json.loads(self._mark.read_bytes())
+            mark = json.loads(_mark(self._folder, self._home).read_bytes())
             return bool(mark["inode"] == self._home.sign_state.parent.stat().st_ino and self._home.sign_state.exists())
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _leave_mark(self) -> None:
-        write(self._mark, json.dumps({"inode": self._home.sign_state.parent.stat().st_ino}).encode())
+
+def leave_mark(folder: Path, home: CometHome) -> None:
+    """Note which folder CometBFT writes to: a copy of it has another inode."""
+    write(_mark(folder, home), json.dumps({"inode": home.sign_state.parent.stat().st_ino}).encode())
+
+
+def _mark(folder: Path, home: CometHome) -> Path:
+    return folder / f"{home.folder.name}.json"
 
 
 @dataclass(frozen=True, slots=True)
