@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO ?= experiment=digits
 PYTEST_ARGS ?=
 
-.PHONY: help setup geth demo test test-fast test-slow lint format bench contracts clean
+.PHONY: help setup geth demo test test-fast test-slow lint format bench contracts proto clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ bench: setup  ## all benchmarks; writes benchmarks/results/*.json
 
 contracts: setup  ## recompile the ledger's contracts
 	$(BIN)/python -m swarm_hpc.sn.contracts.compile
+
+proto: setup  ## generate the ABCI messages anew from swarm_hpc/sn/abci.proto
+	cd swarm_hpc/sn && $(CURDIR)/$(BIN)/uv run --no-project --system-certs --with grpcio-tools==1.76.0 \
+		python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. abci.proto
 
 clean:  ## remove everything that make made in this folder
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs

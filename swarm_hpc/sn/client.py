@@ -294,6 +294,7 @@ class SnClient:
 
     async def _post(self, path: str, **fields: object) -> Any:
         deadline = time.monotonic() + self._halt_wait_s
+        waits = False
         try:
             while True:
                 try:
@@ -301,12 +302,14 @@ class SnClient:
                 except LedgerHalted as exc:
                     if time.monotonic() > deadline:
                         raise
-                    if not self.halted:
+                    if not waits:
                         log.warning("waiting: %s", exc)
-                    self.halted = str(exc)
+                    waits, self.halted = True, str(exc)
                 await asyncio.sleep(_HALT_PAUSE_S)
         finally:
-            self.halted = ""
+            # Only by who waited: a heartbeat, which changes nothing, is answered meanwhile.
+            if waits:
+                self.halted = ""
 
 
 def _path(contract: str, *rest: str | int) -> str:

@@ -26,6 +26,8 @@ from swarm_hpc.sn.comet import ConsensusKeys
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.powers import UNIT, Standing, address_of, shares
 
+FILE: Final = "epochs.json"
+"""In the ledger's folder: all epochs after the first."""
 _CONTEXT: Final = b"swarm-hpc recovery\n"
 
 

@@ -24,7 +24,6 @@ from swarm_hpc.sn.signing import leave_mark
 
 log = logging.getLogger(__name__)
 
-EPOCHS_FILE: Final = "epochs.json"
 LOOK_S: Final = 10.0
 _CONNECT_S: Final = 2.0
 
@@ -141,7 +140,7 @@ class Recovery:
         home = CometHome(self._folder / f"comet-{newest.number}", self._consensus.keys, self._consensus.run_dir)
         home.prepare_data()
         leave_mark(self._folder, home)
-        epochs.save(self._folder / EPOCHS_FILE, found)
+        epochs.save(self._folder / epochs.FILE, found)
 
     def _addresses(self, epoch: Epoch) -> list[str]:
         found = (self._links.address_of(site) for site in epoch.validators if site != self._site)

@@ -28,7 +28,7 @@ from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.presence import Presence
-from swarm_hpc.sn.recovery import EPOCHS_FILE, Recovery
+from swarm_hpc.sn.recovery import Recovery
 from swarm_hpc.sn.signing import PEERS_FILE, Peers, SigningGuard
 from swarm_hpc.sn.standing import consensus_status
 from swarm_hpc.transport.server import Reception
@@ -115,7 +115,7 @@ class SharedLedger:
             programs,
             self.config,
             committed=partial(_call_in, loop, self._wake),
-            epochs=await asyncio.to_thread(epochs.load, self.folder / EPOCHS_FILE, network),
+            epochs=await asyncio.to_thread(epochs.load, self.folder / epochs.FILE, network),
             fetch_blocks=partial(_fetch_in, loop, self._fetch_blocks),
         )
         self._consensus, self._links = (
@@ -209,7 +209,7 @@ class SharedLedger:
         sites = await joining.be_admitted(self.config, self._identity, asks, partial(_say, reception))
         # Only now: an SN that is stopped before asks again.
         if found:
-            await asyncio.to_thread(epochs.save, self.folder / EPOCHS_FILE, found)
+            await asyncio.to_thread(epochs.save, self.folder / epochs.FILE, found)
         await asyncio.to_thread(network.save, file)
         log.info("admitted to network %s", network.id())
         return network, sites
