@@ -40,7 +40,7 @@ class Process:
     ) -> Process:
         """Start `command` in a process group of its own; output is added to `log`, `env` to our own environment.
 
-        Call from the main thread: the kernel kills the child when the thread that started it ends.
+        Call from a thread that lives as long as the child may: the kernel kills the child when that thread ends.
         ProgramFailed when there is no such program.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +93,11 @@ class Process:
 
 def _die_with(parent: int) -> Callable[[], None]:
     """What a child does between fork and exec so that a killed parent takes it along."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    # Looked up before the fork: another thread of ours may hold the loader's lock at that moment.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def bind() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent died before prctl: nobody would tell us
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -256,3 +256,42 @@ def test_help_needs_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_that_start_sns_show_the_settings_of_a_shared_ledger(capsys):
+    for name in ("sn", "local"):
+        _, out, _ = run(capsys, name, "--help")
+        assert "ledger=embedded|geth" in out
+        assert "\n  ledger.jail_after_s: 60\n" in out
+
+
+@pytest.mark.parametrize("words", [["local", "ledger=geth"], ["sn", "ledger=geth", *IDENTITY]])
+def test_missing_programs_of_the_ledger_are_named_before_anything_starts(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("GETH_BINARY", "COMETBFT_BINARY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SWARM_HPC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "geth: not found" in err and "make geth" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["admit"], "swarm-hpc sites admit SITE: name the site"),
+        (["admit", "beta", "gamma", "delta"], "'gamma': write sites, sites admit SITE or"),
+        (["drop", "beta"], "'drop': write sites, sites admit SITE or"),
+        ([], "identity.cert: no value"),
+        (["remove", "beta", *IDENTITY], "sn: no value"),
+        (["/nowhere"], "/nowhere is not the folder of a run"),
+        (["admit", "beta", "/nowhere"], "/nowhere is not the folder of a run"),
+        (["/nowhere", "identity.cert=c.pem"], "identity.cert=c.pem: the run folder says everything but sn=NAME"),
+    ],
+)
+def test_words_that_make_no_vote_are_refused(capsys, words, expected):
+    code, out, err = run(capsys, "sites", *words)
+    assert (code, out) == (2, "")
+    assert expected in err

@@ -56,7 +56,11 @@ class Summary:
             "sites": [{"site": one.site, "alone": one.alone, "swarm": one.swarm} for one in self.sites],
             "pooled": self.pooled,
             "seconds": self.seconds,
-            "ledger": {"transactions": self.ledger.transactions, "blocks": self.ledger.blocks},
+            "ledger": {
+                "kind": self.ledger.kind,
+                "transactions": self.ledger.transactions,
+                "blocks": self.ledger.blocks,
+            },
             "merged_hashes": [one.merged for one in self.rounds],
             "run_dir": str(self.run_dir),
         }

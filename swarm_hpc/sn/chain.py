@@ -33,6 +33,7 @@ LEAST_GAS_PRICE = 10**9
 """An idle chain's base fee falls to next to nothing, and could be more than doubled by a burst of full blocks."""
 RECEIPT_TIMEOUT_S = 20.0
 """How long a block may take: long enough for some lost proposers, shorter than an API client waits for its answer."""
+RESEND_S = 4.0
 _NONCE_TAKEN = re.compile("already known|nonce too low|underpriced|already exists", re.IGNORECASE)
 _REASON = re.compile(r"(?:execution reverted: ?)?([A-Z][A-Za-z]+): (.+)", re.DOTALL)
 
@@ -232,15 +233,13 @@ class Chain:
         if self._unsettled is None:
             return
         self._check_running(what)
-        with suppress(Web3Exception, ValueError):
-            # The mempools may have lost it.
-            self._w3.eth.send_raw_transaction(self._unsettled.raw)
+        self._resend(self._unsettled)
         self._outcome(self._unsettled, what, deadline)
         self._unsettled = None
 
     def _outcome(self, sent: _Sent, what: str, deadline: float) -> TxReceipt | None:
         """The receipt of a transaction; None when another one has used its nonce."""
-        pause_s = 0.005
+        pause_s, again_at = 0.005, time.monotonic() + RESEND_S
         while True:
             used = self._nonce() > sent.nonce
             try:
@@ -251,8 +250,16 @@ class Chain:
             if time.monotonic() > deadline:
                 why = self._halted() or f"no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s"
                 raise LedgerHalted(f"{what}: {why}")
+            if time.monotonic() > again_at:
+                again_at += RESEND_S
+                self._resend(sent)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.05)
+
+    def _resend(self, sent: _Sent) -> None:
+        """A mempool lives in memory: a process that was killed has lost it."""
+        with suppress(Web3Exception, ValueError):
+            self._w3.eth.send_raw_transaction(sent.raw)
 
     def _gas_price(self) -> int:
         """Twice the base fee, which may grow until a block takes the transaction; 0 where there is none (embedded).

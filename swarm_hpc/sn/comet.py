@@ -218,6 +218,8 @@ class CometHome:
                 "timeout_precommit": "300ms",
                 "timeout_precommit_delta": "200ms",
                 "timeout_commit": f"{commit_wait_ms}ms",
+                # That long only where a vote is missing.
+                "skip_timeout_commit": True,
                 "peer_gossip_sleep_duration": "10ms",
             },
             "tx_index": {"indexer": "null"},

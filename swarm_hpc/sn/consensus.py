@@ -45,6 +45,8 @@ _STABLE_S: Final = 60.0
 _PAUSE_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between starts that did not last."""
 _MAX_LOG_BYTES: Final = 16 << 20
+_LOOK_UP_S: Final = 2.0
+"""How long CometBFT may take for a question of ours: one that hangs must not make a status hang."""
 _COMMITS_LOOKED_AT: Final = 20
 
 
@@ -304,7 +306,7 @@ class Consensus:
 
     def peer_heights(self) -> list[int]:
         """The newest final height of each connected peer. NotReachable while CometBFT does not answer."""
-        peers = self.comet.call("dump_consensus_state", timeout_s=5.0)["peers"]
+        peers = self.comet.call("dump_consensus_state", timeout_s=_LOOK_UP_S)["peers"]
         # What a peer works at is the height after its newest final one.
         return [int(peer["peer_state"]["round_state"]["height"]) - 1 for peer in peers]
 
@@ -338,7 +340,7 @@ class Consensus:
     def _signatures(self, height: int | None = None) -> Sequence[Mapping[str, Any]]:
         """The votes in the commit of that height, or of the newest one; none before the first."""
         wanted = {"height": str(height)} if height is not None else {}
-        header = self.comet.call("commit", timeout_s=5.0, **wanted)["signed_header"]
+        header = self.comet.call("commit", timeout_s=_LOOK_UP_S, **wanted)["signed_header"]
         found: Sequence[Mapping[str, Any]] = header["commit"]["signatures"] if header and header["commit"] else ()
         return found
 

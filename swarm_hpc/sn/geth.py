@@ -38,7 +38,10 @@ _FLAGS: Final = (
     "--authrpc.port=0",
     "--ipcpath={socket}",
     "--log.format=logfmt",
+    "--config={settings}",
 )
+_SETTINGS: Final = '[Node.P2P]\nListenAddr = ""\n'
+"""What there is no flag for: without this geth's p2p, which has no peers, listens on a free port of every address."""
 
 
 class RpcRefused(LedgerError):
@@ -210,13 +213,12 @@ class GethProcess(BaseGethProcess):
     def __init__(self, binary: Path, folder: Path, run_dir: Path, log: Path, chain_id: int) -> None:
         """`run_dir` has a short path: a Unix socket's must not exceed 107 bytes."""
         self._folder, self._log = folder, log
-        self.socket = run_dir / SOCKET
+        self.socket, self._settings = run_dir / SOCKET, run_dir / "geth.toml"
         super().__init__(
             {
                 "geth_executable": str(binary),
                 "data_dir": str(folder),
                 "network_id": str(chain_id),
-                "port": "0",
                 "max_peers": "0",
                 "no_discover": True,
                 "nice": False,
@@ -224,7 +226,7 @@ class GethProcess(BaseGethProcess):
                 "cache": "128",
                 "gcmode": "archive",
                 "tx_pool_price_limit": "1",
-                "suffix_args": [flag.format(socket=self.socket) for flag in _FLAGS],
+                "suffix_args": [flag.format(socket=self.socket, settings=self._settings) for flag in _FLAGS],
             }
         )
         self._binary = binary
@@ -264,6 +266,7 @@ class GethProcess(BaseGethProcess):
     def start(self) -> None:
         """Start it and wait until it answers. LedgerError when it ends instead, or takes longer than START_S."""
         self.socket.unlink(missing_ok=True)
+        self._settings.write_text(_SETTINGS)
         self._process = process = Process.start("geth", self.command, log=self._log)
         deadline = time.monotonic() + START_S
         rpc = GethRpc(self.socket)

@@ -27,7 +27,7 @@ from swarm_hpc.sn.shared import NETWORK_FILE
 log = logging.getLogger(__name__)
 
 _GETH: Final = "geth"
-_HEIGHTS: Final = "heights.sqlite"
+_HEIGHTS: Final = "heights*.sqlite"
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _start(geth: GethProcess, folder: Path) -> None:
 
 
 def _warn_of_lost_blocks(rpc: GethRpc, folder: Path) -> None:
-    heights = Heights(folder / _HEIGHTS)
+    heights = Heights(max(folder.glob(_HEIGHTS), key=_epoch, default=folder / "heights.sqlite"))
     try:
         newest = heights.newest()
         if newest is not None and newest != Engine(rpc).head()["hash"]:
@@ -90,6 +90,10 @@ def _warn_of_lost_blocks(rpc: GethRpc, folder: Path) -> None:
             )
     finally:
         heights.close()
+
+
+def _epoch(heights: Path) -> int:
+    return int(heights.stem.partition("-")[2] or 0)
 
 
 class _Still:

@@ -47,10 +47,12 @@ class Standing:
     """Key -> block time (s) of the first of the commits in a row that it did not vote in."""
     jailed: Mapping[str, int] = field(default_factory=dict)
     """Site -> how often it had announced itself when it lost its power; it needs to do so once more."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Site -> the key that it has power with: with another one it has to announce itself first."""
 
     def as_json(self) -> str:
         """The same standing has the same text."""
-        values = {"powers": self.powers, "missing_since": self.missing_since, "jailed": self.jailed}
+        values = {"powers": self.powers, "missing_since": self.missing_since, "jailed": self.jailed, "keys": self.keys}
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -84,7 +86,13 @@ def step(standing: Standing, sites: Sequence[SiteRecord], votes: Iterable[Vote],
     given = shares(len(eligible), rule.power)
     powers = {site.consensus_key: share * UNIT for site, share in zip(eligible, given, strict=True)}
     missing = {key: since for key, since in attended.missing_since.items() if key in powers}
-    return replace(attended, powers=powers, missing_since=missing, jailed=jailed)
+    return replace(
+        attended,
+        powers=powers,
+        missing_since=missing,
+        jailed=jailed,
+        keys={site.name: site.consensus_key for site in eligible},
+    )
 
 
 def shares(num_sites: int, rule: PowerRule) -> Sequence[int]:
@@ -115,6 +123,8 @@ def _jailed(standing: Standing, sites: Sequence[SiteRecord], time_s: int, rule: 
     for site in sites:
         if site.active and standing.jailed.get(site.name, -1) >= site.announced:
             kept[site.name] = standing.jailed[site.name]
+        elif site.active and standing.keys.get(site.name, site.consensus_key) != site.consensus_key:
+            kept[site.name] = site.announced
     late = {key for key, since in standing.missing_since.items() if time_s - since >= rule.jail_after_s}
     absent = [site for site in sites if _has_say(site, kept) and site.consensus_key in late]
     if len(absent) < sum(_has_say(site, kept) for site in sites):

@@ -36,3 +36,14 @@ def test_the_supervisor_asks_the_sn_that_says_it_is_there(tmp_path):
     client = folder.client()
     assert client.sn == "127.0.0.1:7"
     assert client.identity == folder.identity(NodeName.parse("alpha/swci/local"))
+
+
+def test_an_sn_is_chosen_by_the_name_of_its_process(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    for name in ("sn", "sn-beta"):
+        (tmp_path / name / "ledger").mkdir(parents=True)
+    assert folder.check_sn("sn-beta") == "sn-beta"
+    with pytest.raises(ConfigError, match=r"sn=sn-delta: no SN of .* is called so; there are sn, sn-beta$"):
+        folder.check_sn("sn-delta")
+    with pytest.raises(NotReachable, match="sn-beta"):
+        folder.client(sn="sn-beta")

@@ -1,12 +1,14 @@
 """What the watcher of a local swarm reads."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from swarm_hpc.local.progress import LINE_CHARS, ProgressView, Watched
 from swarm_hpc.records import (
+    ConsensusStatus,
     ContractSpec,
     ContractState,
     LedgerStatus,
@@ -17,6 +19,7 @@ from swarm_hpc.records import (
     Platform,
     Progress,
     TrainingContract,
+    ValidatorStatus,
 )
 
 
@@ -110,3 +113,30 @@ def test_a_terminal_shows_a_table_with_one_unfolded_row_per_site():
     assert "waiting waiting" in row and "round 3" not in row
     assert all(part in row for part in ("2/5", "0.250", "0.500"))
     assert max(map(len, text.splitlines())) <= 100
+
+
+def halted(look, *missing):
+    sites = [ValidatorStatus(site=name, power=10, connected=name not in missing, last_seen_s=0) for name in "abcd"]
+    consensus = ConsensusStatus(
+        network="",
+        height=1,
+        last_block_age_s=60.0,
+        behind=0,
+        validators=tuple(sites),
+        halted="the ledger stands still: a long story" if missing else "",
+        warnings=(),
+    )
+    return replace(look, status=replace(look.status, consensus=consensus))
+
+
+def test_a_ledger_that_stands_still_is_told_of_with_the_sites_that_are_missing():
+    look = watched(node("alpha"), node("beta"), contracts=[contract(5)])
+    out = lines(halted(look), halted(look, "b", "c"), halted(look, "b", "c"), halted(look))
+    assert [line.partition("; ")[2] for line in out[1:]] == ["", "the ledger stands still without b, c", ""]
+
+
+def test_the_table_has_it_under_its_rows():
+    console = Console(file=io.StringIO(), width=100)
+    view = ProgressView(["alpha", "beta"], Path("run"), stream=io.StringIO(), clock=lambda: 0.0)
+    console.print(view.table(halted(watched(node("alpha")), "d")))
+    assert "the ledger stands still without d" in console.file.getvalue()

@@ -70,7 +70,7 @@ def test_the_json_object_has_what_scripts_rely_on():
         ],
         "pooled": 0.96,
         "seconds": 12.5,
-        "ledger": {"transactions": 7, "blocks": 9},
+        "ledger": {"kind": "embedded", "transactions": 7, "blocks": 9},
         "merged_hashes": [f"{1:064x}", f"{2:064x}"],
         "run_dir": "/run",
     }

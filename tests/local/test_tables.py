@@ -1,12 +1,24 @@
 """Tables for people."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
 from swarm_hpc.local import tables
 from swarm_hpc.local.verification import Verification
-from swarm_hpc.records import LedgerStatus, NetworkStatus, NodeRecord, NodeStatus, Progress, SiteRecord
+from swarm_hpc.records import (
+    ConsensusStatus,
+    LedgerStatus,
+    NetworkStatus,
+    NodeRecord,
+    NodeStatus,
+    Progress,
+    SiteApplication,
+    SiteList,
+    SiteRecord,
+    ValidatorStatus,
+)
 from swarm_hpc.sl.verify import Finding
 
 
@@ -66,3 +78,56 @@ def test_many_skipped_rounds_are_counted():
     gone = tuple(Finding(contract="digits", round=n, node="", reason="not kept") for n in range(1, 9))
     text = shown(tables.show_verification, Verification(rounds_checked=1, findings=(), skipped=gone))
     assert text.splitlines()[3:] == ["skipped: 5 more for such a reason", "1 round checked, 0 mismatches, 8 skipped"]
+
+
+def validator(site, power=10, last_seen_s=0.0):
+    return ValidatorStatus(site=site, power=power, connected=last_seen_s == 0.0, last_seen_s=last_seen_s)
+
+
+def consensus(*validators, **changes):
+    values = {"network": "ab" * 32, "height": 330, "last_block_age_s": 3.2, "behind": 0, "halted": "", "warnings": ()}
+    return ConsensusStatus(validators=validators, **(values | changes))
+
+
+def row_of(text, site):
+    [row] = [line for line in text.splitlines() if f"│ {site}" in line]
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
+def test_the_consensus_shows_who_has_how_much_say_and_who_is_there():
+    found = consensus(validator("alpha", 20), validator("gamma"), validator("beta", last_seen_s=75.0), behind=4)
+    text = shown(tables.show_consensus, found)
+    assert "height 330 (4 behind), last block 3 s ago; network abababababab\n" in text
+    assert row_of(text, "alpha") == ["alpha", "20", "50 %", "connected", "now"]
+    assert row_of(text, "beta") == ["beta", "10", "25 %", "missing", "1 min 15 s ago"]
+    assert text.index("gamma") < text.index("beta")  # in order of admission
+    assert "HALTED" not in text and "warning" not in text
+
+
+def test_a_site_without_power_or_that_was_never_seen_is_told_as_that():
+    found = consensus(validator("alpha"), validator("beta", 0, last_seen_s=None))
+    assert row_of(shown(tables.show_consensus, found), "beta") == ["beta", "0", "none", "missing", "never"]
+    assert row_of(shown(tables.show_consensus, consensus(validator("alpha", 0))), "alpha")[2] == "none"
+
+
+def test_a_halt_is_red_and_names_who_is_missing_and_warnings_are_yellow():
+    found = consensus(halted="the ledger stands still: missing: beta", warnings=("[bold]the clock[/] differs",))
+    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system="standard")
+    tables.show_consensus(found, console)
+    text = console.file.getvalue()
+    assert "\x1b[1;31mHALTED: the ledger stands still: missing: beta\x1b[0m" in text
+    assert "\x1b[33mwarning: [bold]the clock[/] differs\x1b[0m" in text
+
+
+def test_the_sites_are_shown_with_those_that_ask():
+    removed = replace(SITE, name="beta", active=False)
+    lost = replace(SITE, name="gamma", lost=True, ca_fingerprint="AB:CD:EF:01:23:45:67:89", announced=3)
+    asks = [
+        SiteApplication(site=name, account="0x0", endpoint=f"{name}:1", consensus_key="", p2p_id="")
+        for name in ("delta", "alpha")
+    ]
+    text = shown(tables.show_sites, SiteList(sites=(SITE, removed, lost), applications=tuple(asks)))
+    assert row_of(text, "beta")[2] == "removed"
+    assert row_of(text, "gamma") == ["gamma", "h:1", "member, lost", "3", "abcdef012345", "1970-01-01 00:00"]
+    assert row_of(text, "delta") == ["delta", "delta:1", "asks", "", "", ""]
+    assert "│ alpha │ alpha:1 │ asks with other keys │" in text

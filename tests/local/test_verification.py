@@ -37,6 +37,10 @@ SPEC = ContractSpec(
 )
 
 
+def no_geth():
+    raise AssertionError("the embedded ledger needs no program")
+
+
 def blob_of(value):
     with Arena.create(LAYOUT) as arena:
         arena.array("weight")[:] = np.float32(value)
@@ -117,7 +121,7 @@ def changed(path, place_of_change):
 
 
 def test_an_untouched_run_has_no_mismatch(run):
-    report = verify_folder(run.folder.root)
+    report = verify_folder(run.folder.root, no_geth)
     assert report.as_json() == {
         "rounds_checked": NUM_ROUNDS,
         "mismatches": 0,
@@ -134,7 +138,7 @@ def test_one_changed_byte_of_any_kept_blob_names_a_round(run, place_of_change):
     assert len(files) == 1 + 2 * (4 * NUM_ROUNDS + 1)  # layout; check-ins, one replaced, merged: at the SN and at an SL
     for path in files:
         with changed(path, place_of_change):
-            found = verify_folder(run.folder.root).as_json()
+            found = verify_folder(run.folder.root, no_geth).as_json()
         assert found["mismatches"] == 1, path
         [detail] = found["details"]
         assert (detail["contract"], detail["round"] in range(1, NUM_ROUNDS + 2)) == ("tiny", True), detail
@@ -143,7 +147,7 @@ def test_one_changed_byte_of_any_kept_blob_names_a_round(run, place_of_change):
 
 def test_a_damaged_layout_is_named_as_such(run):
     with changed(run.sn_store.path(SPEC.model), -1):
-        [detail] = verify_folder(run.folder.root).as_json()["details"]
+        [detail] = verify_folder(run.folder.root, no_geth).as_json()["details"]
     assert detail["round"] == 1
     assert "the model layout" in detail["reason"]
 
@@ -151,9 +155,9 @@ def test_a_damaged_layout_is_named_as_such(run):
 def test_a_blob_that_no_round_names_must_be_whole_too(run):
     stray = run.sn_store.path(run.sn_store.put(blob_of(5)))
     try:
-        assert verify_folder(run.folder.root).mismatches == 0
+        assert verify_folder(run.folder.root, no_geth).mismatches == 0
         with changed(stray, -1):
-            [detail] = verify_folder(run.folder.root).as_json()["details"]
+            [detail] = verify_folder(run.folder.root, no_geth).as_json()["details"]
         assert "no round names it" in detail["reason"]
     finally:
         stray.unlink()
@@ -165,7 +169,7 @@ def test_a_round_whose_result_was_removed_is_skipped_with_the_reason(run):
     try:
         for path in paths:
             path.unlink()
-        found = verify_folder(run.folder.root).as_json()
+        found = verify_folder(run.folder.root, no_geth).as_json()
     finally:
         for path, data in kept.items():
             path.write_bytes(data)
