@@ -1,6 +1,6 @@
-"""What the ledger costs: the embedded one beside eth-tester (py-evm), in the same run on the same calls.
+"""What the ledger costs: embedded beside eth-tester (py-evm) on the same calls, and geth on networks of real sites.
 
-    python benchmarks/bench_ledger.py [--json] [--rounds 30] [--no-save]
+    python benchmarks/bench_ledger.py [--json] [--quick] [--rounds 30] [--sites 4,7] [--no-save]
 
 Prints a table (or JSON) and writes benchmarks/results/ledger.json with the machine and the commit.
 """
@@ -16,10 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from eth_account import Account
 from eth_tester import EthereumTester, PyEVMBackend
 from machine import describe, write_results
+from shared_ledger import QUICK, Size, bench
 from web3 import EthereumTesterProvider
 
 from swarm_hpc.config import LedgerConfig
@@ -126,7 +128,23 @@ def bench_eth_tester(num_rounds: int) -> dict[str, object]:
     return {"calls": run_rounds(Ledger(provider, account, kind="eth-tester", found=FOUNDER), num_rounds)}
 
 
-def table(result: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+def bench_geth(num_sites: list[int], size: Size) -> dict[str, object]:
+    return {f"{num} sites": bench(num, size) for num in num_sites}
+
+
+def lines_of(value: Any, indent: str = "") -> list[str]:
+    """Nested figures, one a line."""
+    lines = []
+    for name, one in value.items():
+        if isinstance(one, dict) and any(isinstance(each, dict) for each in one.values()):
+            lines += [f"{indent}{name}", *lines_of(one, indent + "  ")]
+        else:
+            shown = "  ".join(f"{key} {each}" for key, each in one.items()) if isinstance(one, dict) else one
+            lines.append(f"{indent + name:40}{shown}")
+    return lines
+
+
+def table(result: dict[str, Any]) -> str:
     embedded, tester = result["embedded"], result["eth_tester"]
     lines = [f"{'':26}{'embedded':>20}{'eth-tester':>20}", f"{'':26}{'p50 / p95 ms':>20}{'p50 / p95 ms':>20}"]
     for name, ours in embedded["calls"].items():
@@ -134,6 +152,7 @@ def table(result: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
         lines.append(f"{name:26}{cells[0]:>20}{cells[1]:>20}")
     for name in ("registrations_per_s", "blocks", "reopen_s", "replay_blocks_per_s", "journal_bytes_per_block"):
         lines.append(f"{name:26}{embedded[name]!s:>20}")
+    lines += lines_of(result["geth"])
     return "\n".join(lines)
 
 
@@ -143,12 +162,18 @@ def main() -> int:
     parser.add_argument("--transactions", type=int, default=300, help="as many in a row, for the rate and the replay")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-save", action="store_true", help="leave results/ledger.json as it is")
+    parser.add_argument("--sites", default="4,7", help="sizes of the geth networks, as 4,7; empty for none")
+    parser.add_argument("--quick", action="store_true", help="few repeats: shows that it works, figures are rough")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.transactions = 5, 50
+    num_sites = [int(word) for word in options.sites.split(",") if word]
     result = {
         "benchmark": "ledger",
         "machine": describe(),
         "embedded": bench_embedded(options.rounds, options.transactions),
         "eth_tester": bench_eth_tester(max(3, options.rounds // 5)),
+        "geth": bench_geth(num_sites, QUICK if options.quick else Size()),
     }
     if not options.no_save:
         write_results("ledger", result)

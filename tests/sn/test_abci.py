@@ -155,6 +155,8 @@ class Node:
         self.geth = MemoryGeth()
         self.heights = Heights(folder / "heights.sqlite")
         self.registry: dict[str, Sequence[SiteRecord] | None] = {}
+        self.stateless: set[str] = set()
+        """Blocks that geth knows, without their state: until they are its head."""
         self.told: list[tuple[int, Sequence[SiteRecord]]] = []
         self.now = float(NOW)
         self.restart()
@@ -167,11 +169,16 @@ class Node:
             self.heights,
             genesis=Standing(powers={ALPHA: UNIT}),
             rule=Rule(power=PowerRule.SENIOR, jail_after_s=60),
-            members=lambda block: self.registry.get(block, FOUNDED),
+            members=self._members,
             may_connect=lambda p2p_id: p2p_id == "ab" * 20,
             committed=lambda height, sites: self.told.append((height, sites)),
             clock=lambda: self.now,
         )
+
+    def _members(self, block: str) -> Sequence[SiteRecord] | None:
+        if block in self.stateless and self.geth.head != block:
+            raise RpcRefused(f"historical state {block[2:]} is not available")
+        return self.registry.get(block, FOUNDED)
 
     def check(self, raw: bytes, kind: int = CHECK) -> wire.ResponseCheckTx:
         return self.app.check_tx(wire.RequestCheckTx(tx=raw, type=kind))
@@ -448,6 +455,17 @@ def test_info_says_what_a_geth_has_that_lost_its_newest_blocks_and_the_replay_en
         node.finalize(height, blocks[height - 1])
         node.commit()
     assert (node.geth.head, node.height(), node.heights.standing(3)) == (head, 3, standing)
+
+
+def test_a_geth_that_kept_a_block_and_lost_its_state_recovers_it_in_the_replay(node):
+    head = node.decide(1, b"\xf8one")
+    block = node.geth.block(b"\xf8two")
+    node.stateless.add(block["blockHash"])
+    node.restart()
+    assert (node.height(), node.geth.head) == (1, head)
+    node.finalize(2, encode_block(block))
+    node.commit()
+    assert (node.height(), node.geth.head) == (2, block["blockHash"])
 
 
 def test_a_geth_that_lost_everything_is_at_height_zero_again(node):

@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from swarm_hpc.config import ConnectionConfig
-from swarm_hpc.errors import NotAuthorized, NotReachable, ProtocolError
-from swarm_hpc.records import RoundState
+from swarm_hpc.errors import LedgerHalted, NotAuthorized, NotReachable, ProtocolError
+from swarm_hpc.records import Progress, RoundState
 from swarm_hpc.sn.client import SnClient
 
 
@@ -139,3 +139,25 @@ async def test_an_answer_of_another_protocol_is_an_error(swarm, monkeypatch):
         await client.register("alpha/sl/one", "", "i")
     with pytest.raises(ProtocolError, match="NetworkStatus"):
         await client.status()
+
+
+async def test_who_waits_for_a_halted_ledger_says_why_until_it_goes_on_whatever_else_is_asked(swarm, monkeypatch):
+    identity = swarm.consortium.identity("alpha/sl/one")
+    async with SnClient(identity, swarm.address, connection=swarm.connection, halt_wait_s=30.0) as client:
+        halted = asyncio.Event()
+
+        async def answer(verb, path, **_):
+            if path.endswith("/remove") and not halted.is_set():
+                raise LedgerHalted("beta is missing")
+            return {"lease_s": 9.0, "sites": []}
+
+        monkeypatch.setattr(client._api, "call", answer)
+        monkeypatch.setattr("swarm_hpc.sn.client._HALT_PAUSE_S", 0.01)
+        waiting = asyncio.create_task(client.remove("beta"))
+        while not client.halted:
+            await asyncio.sleep(0)
+        assert await client.heartbeat("alpha/sl/one", 1, Progress()) == 9.0
+        assert client.halted == "beta is missing"
+        halted.set()
+        await waiting
+        assert client.halted == ""

@@ -136,3 +136,14 @@ async def test_the_ledger_follows_when_the_sn_moves(site, consortium):
     height = site.ledger.status().height
     await site.membership.announce("b:2")
     assert site.ledger.status().height == height
+
+
+async def test_the_node_of_a_site_that_was_voted_out_is_given_up_once(site, caplog):
+    await site.register(TWO)
+    site.ledger.vote("beta", site.ledger.account, "", "", False)
+    site.clock.now += 11
+    for _ in range(2):
+        await site.membership.end_expired()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "no member any more" in said[0]

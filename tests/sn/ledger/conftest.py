@@ -1,24 +1,31 @@
-"""Ledgers to test on: the embedded one and py-evm, both with a clock that the test moves."""
+"""Ledgers to test on: the embedded one, py-evm and four sites of geth, all with a clock that the test moves."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import pytest
 from eth_account import Account
-from eth_account.signers.local import LocalAccount
 from eth_tester import EthereumTester, PyEVMBackend
 from eth_tester.exceptions import TransactionFailed
 from web3 import EthereumTesterProvider
 from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
+from swarm_hpc.errors import NotReachable
 from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.sn.consensus import Programs
 from swarm_hpc.sn.embedded import EmbeddedProvider
 from swarm_hpc.sn.journal import Journal
 from swarm_hpc.sn.ledger import Founder, Ledger
+from tests.conftest import find_ledger_programs
+from tests.lab import geth as lab
 
 START = 1_900_000_000
 FOUNDER = Founder(site="alpha", endpoint="alpha.test:30304", ca_fingerprint="aa" * 32)
@@ -28,11 +35,11 @@ MODEL = "11" * 32
 class Chain(Protocol):
     """A chain whose time stands still until `wait`, but that each transaction takes one second."""
 
-    provider: BaseProvider
+    def ledger(self, number: int) -> Ledger:
+        """The ledger as account `number` uses it; the first one founds it."""
+        ...
 
     def wait(self, seconds: int) -> None: ...
-
-    def account(self, number: int) -> LocalAccount: ...
 
     def close(self) -> None: ...
 
@@ -49,8 +56,9 @@ class EmbeddedChain:
     def wait(self, seconds: int) -> None:
         self._not_before = self._now() + seconds
 
-    def account(self, number: int) -> LocalAccount:
-        return Account.from_key((1000 + number).to_bytes(32, "big"))
+    def ledger(self, number: int) -> Ledger:
+        account = Account.from_key((1000 + number).to_bytes(32, "big"))
+        return Ledger(self.provider, account, kind="test", found=FOUNDER)
 
     def close(self) -> None:
         self.provider.close()
@@ -84,11 +92,71 @@ class PyEvmChain:
             newest = self._tester.get_block_by_number("latest")["timestamp"]
             self._tester.time_travel(newest + 1 + seconds)
 
-    def account(self, number: int) -> LocalAccount:
-        return Account.from_key(self._backend.account_keys[number].to_bytes())
+    def ledger(self, number: int) -> Ledger:
+        account = Account.from_key(self._backend.account_keys[number].to_bytes())
+        return Ledger(self.provider, account, kind="test", found=FOUNDER)
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class MovedClock:
+    """One clock for all sites of a network: a second after the newest block of the site that asks, or later."""
+
+    def __init__(self) -> None:
+        self.not_before = START
+
+    def __call__(self, site: lab.LabSite) -> float:
+        return max(self.not_before, site.block_time() + 1)
+
+
+class InStepProvider(BaseProvider):
+    """A site's provider that answers when the site has all that any site has confirmed.
+
+    A write is final everywhere when it returns, but other sites execute its block some milliseconds later.
+    """
+
+    def __init__(self, site: lab.LabSite, newest: list[int]) -> None:
+        super().__init__()
+        self._site, self._newest, self._here = site, newest, 0
+        self._provider = site.provider()
+
+    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        deadline = time.monotonic() + 30.0
+        while self._here < self._newest[0]:
+            self._here = self._site.block_number()
+            if time.monotonic() > deadline:
+                raise NotReachable(f"{self._site.name} is at block {self._here}, others at {self._newest[0]}")
+        answer = self._provider.make_request(method, params)
+        if method == "eth_getTransactionReceipt" and answer.get("result"):
+            self._newest[0] = max(self._newest[0], int(cast(Any, answer)["result"]["blockNumber"], 16))
+        return answer
+
+    def halted(self) -> str:
+        return self._provider.halted()
+
+
+class GethChain:
+    """A contract set of its own on the running network: as good as an empty ledger. Account n speaks at site n."""
+
+    def __init__(self, network: lab.GethNetwork, clock: MovedClock) -> None:
+        self._network, self._clock = network, clock
+        geth, account = network.sites[0].consensus.geth, lab.account(0).address
+        network.await_height(newest := network.sites[0].block_number())
+        self._newest = [newest]
+        nonce = int(geth.call("eth_getTransactionCount", account, "latest"), 16)
+        self._registry = lab.contract_address(account, nonce)
+
+    def ledger(self, number: int) -> Ledger:
+        site = self._network.sites[number % len(self._network.sites)]
+        provider = InStepProvider(site, self._newest)
+        return Ledger(provider, lab.account(number), kind="geth", found=FOUNDER, registry=self._registry)
+
+    def wait(self, seconds: int) -> None:
+        self._clock.not_before = self._network.sites[0].consensus.now() + seconds
+
+    def close(self) -> None:
+        """The network goes on."""
 
 
 CHAINS: dict[str, Callable[[], Chain]] = {"embedded": EmbeddedChain, "py-evm": PyEvmChain}
@@ -102,7 +170,7 @@ class Network:
         self.ledger = self.ledger_of(0)
 
     def ledger_of(self, account: int) -> Ledger:
-        return Ledger(self.chain.provider, self.chain.account(account), kind="test", found=FOUNDER)
+        return self.chain.ledger(account)
 
     def wait(self, seconds: int) -> None:
         self.chain.wait(seconds)
@@ -139,26 +207,59 @@ class Training(Network):
         self.ledger.publish("heart", number, self.nodes[0], 1, f"{100 + number:064x}")
 
 
+@pytest.fixture(scope="package")
+def geth_chain() -> Iterator[Callable[[], Chain]]:
+    """Makes empty ledgers on one network of four sites, which is started once for all tests here."""
+    programs, clock = find_ledger_programs(), MovedClock()
+    assert not isinstance(programs, str), programs
+    folder = Path(tempfile.mkdtemp(prefix="swarm-lab-"))
+    try:
+        network = lab.GethNetwork(folder, Programs(geth=programs.geth, cometbft=programs.cometbft), clock=clock)
+        with network:
+            yield lambda: GethChain(network, clock)
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
-def new_network() -> Iterator[Callable[[str], Network]]:
-    """Founds networks on a kind of chain, `embedded` or `py-evm`."""
+def new_chain(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Chain]]:
+    """Makes fresh chains of a kind: `embedded`, `py-evm` or `geth`."""
     chains: list[Chain] = []
 
-    def found(kind: str) -> Network:
-        chains.append(CHAINS[kind]())
-        return Network(chains[-1])
+    def make(kind: str) -> Chain:
+        chains.append(request.getfixturevalue("geth_chain")() if kind == "geth" else CHAINS[kind]())
+        return chains[-1]
 
-    yield found
+    yield make
     for chain in chains:
         chain.close()
 
 
-@pytest.fixture(params=["embedded", pytest.param("py-evm", marks=pytest.mark.slow)])
-def chain(request: pytest.FixtureRequest) -> Iterator[Chain]:
+@pytest.fixture
+def new_network(new_chain: Callable[[str], Chain]) -> Callable[[str], Network]:
+    """Founds networks on a kind of chain, at the same time on each."""
+    networks: list[Network] = []
+
+    def found(kind: str) -> Network:
+        networks.append(Network(new_chain(kind)))
+        latest = max(one.ledger.now() for one in networks)
+        for one in networks:
+            one.wait(latest - one.ledger.now())
+        return networks[-1]
+
+    return found
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("py-evm", marks=pytest.mark.slow),
+        pytest.param("geth", marks=pytest.mark.geth),
+    ]
+)
+def chain(request: pytest.FixtureRequest, new_chain: Callable[[str], Chain]) -> Chain:
     """A fresh chain of each kind in turn; one suite for all of them."""
-    made = CHAINS[request.param]()
-    yield made
-    made.close()
+    return new_chain(request.param)
 
 
 @pytest.fixture
