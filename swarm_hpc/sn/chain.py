@@ -135,9 +135,12 @@ class Chain:
         """Hash of that block, in hex."""
         return str(Web3.to_hex(self._w3.eth.get_block(number)["hash"]))
 
-    def num_transactions(self, number: int) -> int:
-        """How many transactions that block holds."""
-        return int(self._w3.eth.get_block_transaction_count(number))
+    def num_transactions(self, first: int, last: int) -> int:
+        """How many transactions these blocks hold."""
+        count = getattr(self._provider, "count_transactions", None)
+        if count is not None:
+            return int(count(first, last))
+        return sum(int(self._w3.eth.get_block_transaction_count(number)) for number in range(first, last + 1))
 
     def logs(self, first: int, last: int, key: str | None = None) -> Iterator[LogEntry]:
         """Events of our contracts in these blocks, oldest first; with `key` only those that concern this contract."""

@@ -270,6 +270,13 @@ class Consensus:
         except LedgerError:
             return self._first_standing()
 
+    def deciding(self) -> Standing:
+        """The validators whose votes the next block needs: CometBFT takes a change up two heights after its block."""
+        try:
+            return self._heights.standing(self._height - 1)
+        except LedgerError:
+            return self.standing()
+
     def fault(self) -> str:
         """Why the programs do not run at the moment; empty while they do."""
         return "" if self._running.is_set() else str(self._fault or "they are being started")
@@ -280,13 +287,16 @@ class Consensus:
         return frozenset(str(peer["node_info"]["id"]) for peer in peers)
 
     def missing(self) -> list[str]:
-        """Names of the sites with voting power that there is no connection to."""
-        powers = self.standing().powers
+        """Names of the sites whose votes the next block needs, and that there is no connection to."""
+        powers = self.deciding().powers
         return [site.name for site in self._sites if site.consensus_key in powers and not self._is_here(site)]
 
     def halted(self) -> str:
         """Why no block can be made now: who is missing. Empty while more than 2/3 of the voting power is here."""
-        powers = self.standing().powers
+        own = next((site for site in self._sites if site.consensus_key == self.keys.consensus_key()), None)
+        if own is not None and own.announced and not own.active:
+            return f"site {own.name} was voted out of this network"
+        powers = self.deciding().powers
         here = sum(powers.get(site.consensus_key, 0) for site in self._sites if site.active and self._is_here(site))
         total = sum(powers.values())
         if not self._sites or has_quorum(here, total):

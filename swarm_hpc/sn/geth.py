@@ -76,10 +76,14 @@ class GethRpc:
         answer: dict[str, Any] = json.loads(self._exchange(_request(method, params)))
         return answer
 
-    def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> None:
-        """Several calls whose results nobody needs."""
-        if calls:
+    def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
+        """The results of several calls in one, in their order; None for one that was refused."""
+        if not calls:
+            return []
+        answers = json.loads(
             self._exchange(b"[" + b",".join(_request(method, params) for method, params in calls) + b"]")
+        )
+        return [answer.get("result") for answer in answers]
 
     def close(self) -> None:
         """Close this thread's connection."""

@@ -160,8 +160,7 @@ class Ledger(TaskLedger):
         """Height and size of the ledger."""
         height = self._chain.height()
         block, transactions = self._counted
-        for number in range(block + 1, height + 1):
-            transactions += self._chain.num_transactions(number)
+        transactions += self._chain.num_transactions(block + 1, height)
         self._counted = (height, transactions)
         return LedgerStatus(
             kind=self.kind,

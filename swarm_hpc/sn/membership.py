@@ -99,6 +99,9 @@ class Membership:
         for name in self._leases.expired(self._clock()):
             try:
                 await self._live.complete(self._end(name, only_expired=True))
+            except NotMember as exc:
+                self._leases.drop(name)
+                log.warning("%s is not heard of any more: %s", name, exc)
             except SwarmError:
                 log.exception("%s is not heard of, but could not be marked away", name)
 

@@ -226,10 +226,23 @@ class SharedLedger:
                 behind = await asyncio.to_thread(self._consensus.is_catching_up)
                 if own.active and own.account == asks.account and own.consensus_key == asks.consensus_key:
                     return
-                if not behind:
+                # A site that was voted out hears of no block any more: whether it still is so, a member knows.
+                if not behind or (not own.active and await self._is_voted_out()):
                     raise NotMember(self._why_no_member(own.active))
             reception.status = f"starting: catching up with the network, block {self._consensus.height}"
             await asyncio.sleep(_SYNC_LOOK_S)
+
+    async def _is_voted_out(self) -> bool:
+        for address in self._addresses:
+            connection = ConnectionConfig(connect_timeout_s=_CONNECT_S)
+            try:
+                async with SnClient(self._identity, address, connection=connection) as member:
+                    sites = (await member.sites()).sites
+            except SwarmError as exc:
+                log.info("%s does not say who is a member: %s", address, exc)
+                continue
+            return any(site.name == self._site and not site.active for site in sites)
+        return False
 
     def _why_no_member(self, active: bool) -> str:
         if not active:
