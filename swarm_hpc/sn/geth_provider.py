@@ -58,6 +58,8 @@ class GethProvider(BaseProvider):
     def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Answer one request; NotReachable when the programs behind it are not up again in time."""
         act = self._methods.get(method) or partial(self._backend.geth.answer, method)
+        # While CometBFT replays what a killed geth has lost, geth would answer from an older state.
+        self._backend.await_running(_RESTART_S)
         try:
             answer = act(list(params))
         except NotReachable:

@@ -66,8 +66,13 @@ class LiveLedger:
         """What `steps` answers; they go on to their end also when the caller is cancelled, because its client left."""
         task = asyncio.create_task(steps)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.debug("%s", failure)  # asked for here: a client that left does not hear of it
 
     def has_news(self, contract: str | None, after: int) -> bool:
         """Whether an event beyond that cursor concerns the contract (None: any). Says yes in doubt, after a restart."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -40,6 +41,7 @@ NETWORK_FILE: Final = "network.json"
 KEYS: Final = "keys"
 _SYNC_LOOK_S: Final = 0.2
 _CONNECT_S: Final = 2.0
+_ALONE_S: Final = 10.0
 _FETCH_S: Final = 120.0
 
 
@@ -130,7 +132,8 @@ class SharedLedger:
             own = next((site for site in sites if site.name == self._site), None)
             is_new = is_first and (network.founder == self._site or (own is not None and not own.announced))
             guard = SigningGuard(self.folder, consensus.home, self._identity, asks.consensus_key)
-            await guard.secure(self.config.join, is_new=is_new, told=partial(_say, reception))
+            members = [site.endpoint for site in sites if site.active and site.name != self._site]
+            await guard.secure([*self.config.join, *members], is_new=is_new, told=partial(_say, reception))
             reception.status = "starting: its ledger's programs come up"
             await asyncio.to_thread(consensus.start)
             keeping = [asyncio.create_task(self._links.keep()), asyncio.create_task(self._recovery.follow())]
@@ -215,22 +218,35 @@ class SharedLedger:
         return network, sites
 
     async def _catch_up(self, reception: Reception, asks: SiteApplication) -> None:
-        """Wait until the blocks that make this site a member are here; the founder's SN makes them itself."""
+        """Wait until this site is a member by the newest blocks: its nodes must not be told of an older state.
+
+        Where no other site can be reached for _ALONE_S, by the newest blocks that are here.
+        """
         assert self._consensus is not None
-        if self.network.founder == self._site:
-            return
+        since = time.monotonic()
         while True:
             sites = self._consensus.sites
             own = next((site for site in sites if site.name == self._site), None)
+            if self.network.founder == self._site and not any(site.active and site is not own for site in sites):
+                return  # its SN makes the first blocks itself
             if own is not None:
-                behind = await asyncio.to_thread(self._consensus.is_catching_up)
+                alone = not await asyncio.to_thread(self._is_connected)
+                behind = alone or await asyncio.to_thread(self._consensus.is_catching_up)
                 if own.active and own.account == asks.account and own.consensus_key == asks.consensus_key:
-                    return
+                    if not behind or (alone and time.monotonic() - since > _ALONE_S):
+                        return
                 # A site that was voted out hears of no block any more: whether it still is so, a member knows.
-                if not behind or (not own.active and await self._is_voted_out()):
+                elif not behind or (not own.active and await self._is_voted_out()):
                     raise NotMember(self._why_no_member(own.active))
             reception.status = f"starting: catching up with the network, block {self._consensus.height}"
             await asyncio.sleep(_SYNC_LOOK_S)
+
+    def _is_connected(self) -> bool:
+        assert self._consensus is not None
+        try:
+            return bool(self._consensus.connected())
+        except SwarmError:  # CometBFT is not up
+            return False
 
     async def _is_voted_out(self) -> bool:
         for address in self._addresses:
