@@ -13,7 +13,7 @@ from blake3 import blake3
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, DiskFull, ProtocolError
 from swarm_hpc.transport.store import BLOCK_BYTES, BlobStore, BlobWriter, hash_bytes
 
-DATA = os.urandom(BLOCK_BYTES + 1000)
+DATA = os.urandom(BLOCK_BYTES + 999) + b"!"
 BLOB = blake3(DATA).hexdigest()
 
 
