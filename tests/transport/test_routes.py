@@ -13,7 +13,7 @@ from swarm_hpc.transport.blobs import BLOCK_BYTES, BlobStore, add_blob_routes
 from swarm_hpc.transport.client import expect_kind
 from swarm_hpc.transport.line import Line
 
-DATA = os.urandom(2 * BLOCK_BYTES + 321)
+DATA = os.urandom(2 * BLOCK_BYTES + 320) + b"!"
 BLOB = blake3(DATA).hexdigest()
 
 
