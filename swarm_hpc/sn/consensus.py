@@ -151,7 +151,7 @@ class Consensus:
             finally:
                 self._running.clear()
                 self._comet.stop()
-            attempts = 0 if time.monotonic() - started_at > _STABLE_S else attempts + 1
+            attempts = 1 if time.monotonic() - started_at > _STABLE_S else attempts + 1
             self._stopping.wait(_PAUSE_S[min(attempts, len(_PAUSE_S)) - 1])
         self.geth.close()
         self._geth.stop()
