@@ -114,8 +114,9 @@ class Links:
         """The other member sites, by the newest block and, until our site is in it, as we were told."""
         ledger = {site.name: site for site in self._consensus.sites}
         own = ledger.get(self._own_site)
-        if own is not None and own.active:
+        if own is not None and own.active and self._known:
             self._known = {}
+            self._consensus.befriend(())  # from now on the ledger says who may connect
         if own is not None and own.announced and not own.active:
             return {}  # voted out
         found = self._known | {name: site for name, site in ledger.items() if site.active or name not in self._known}
