@@ -34,6 +34,8 @@ LEAST_GAS_PRICE = 10**9
 RECEIPT_TIMEOUT_S = 20.0
 """How long a block may take: long enough for some lost proposers, shorter than an API client waits for its answer."""
 RESEND_S = 4.0
+ATTEMPTS = 5
+"""How often a transaction is sent that is refused in its block and possible right after it."""
 _NONCE_TAKEN = re.compile("already known|nonce too low|underpriced|already exists", re.IGNORECASE)
 _REASON = re.compile(r"(?:execution reverted: ?)?([A-Z][A-Za-z]+): (.+)", re.DOTALL)
 
@@ -194,11 +196,14 @@ class Chain:
             raise refusal(exc, what) from exc
 
     def _send(self, request: TxParams, what: str) -> None:
-        receipt = self._transact(request, what)
-        if receipt["status"] != 1:
-            # The state changed between the trial and the transaction: ask again why.
+        for _ in range(ATTEMPTS):
+            receipt = self._transact(request, what)
+            if receipt["status"] == 1:
+                return
+            # The state was another one in its block than in the trial: ask again why. Where it is possible by now, as
+            # when a node joined and checked in between, it is sent again.
             self._call(request, what)
-            raise LedgerError(f"{what}: refused in block {receipt['blockNumber']}, but possible by now; repeat it")
+        raise LedgerError(f"{what}: refused {ATTEMPTS} times, but possible each time after that; repeat it")
 
     def _transact(self, request: TxParams, what: str) -> TxReceipt:
         # One at a time: the next transaction's nonce is certain only when this one's is used.
