@@ -30,6 +30,8 @@ class Scripted(BaseProvider):
         self.minable: Callable[[str], bool] = lambda _digest: True
         self.refusal = ""
         self.why_halted = ""
+        self.num_reverted = 0
+        """So many transactions are refused in their blocks, though the trial before and after went well."""
 
     def make_request(self, method: str, params: Any) -> Any:
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": 1}
@@ -68,7 +70,13 @@ class Scripted(BaseProvider):
     def eth_getTransactionReceipt(self, digest: str) -> dict[str, Any] | None:
         if digest not in self.mined:
             return None
-        return {"status": "0x1", "blockNumber": "0x1", "transactionHash": digest, "contractAddress": None}
+        reverted, self.num_reverted = self.num_reverted > 0, max(0, self.num_reverted - 1)
+        return {
+            "status": "0x0" if reverted else "0x1",
+            "blockNumber": "0x1",
+            "transactionHash": digest,
+            "contractAddress": None,
+        }
 
     def _mine(self) -> None:
         for digest in self.sent:
@@ -182,3 +190,16 @@ def test_a_transaction_that_is_refused_for_another_reason_leaves_nothing_to_sett
         announce(chain, "a:1")
     announce(chain, "a:2")
     assert len(provider.sent) == 1
+
+
+def test_what_was_refused_in_its_block_but_is_possible_after_it_is_sent_again(chain, provider):
+    provider.num_reverted = 2
+    announce(chain, "a:1")
+    assert provider.nonce == 3
+
+
+def test_it_is_not_sent_for_ever(chain, provider):
+    provider.num_reverted = 100
+    with pytest.raises(LedgerError, match="refused 5 times"):
+        announce(chain, "a:1")
+    assert provider.nonce == chain_file.ATTEMPTS
