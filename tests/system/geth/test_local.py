@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.system.geth.conftest import LONG
+
 pytestmark = [pytest.mark.geth, pytest.mark.system, pytest.mark.timeout(900)]
 
 
@@ -19,11 +21,14 @@ def run_digits(run_dir, ledger, *words):
 
 
 def test_digits_on_a_network_of_four_sites_gives_what_the_embedded_ledger_gives(tmp_path):
-    shared = run_digits(tmp_path / "geth", "geth", "seed=3")
-    embedded = run_digits(tmp_path / "embedded", "embedded", "seed=3", "baselines=false")
+    """Three epochs, or, with SWARM_HPC_LONG_TESTS=1, all ten and the accuracy that they come to."""
+    words = ["seed=3"] if LONG else ["seed=3", "baselines=false", "experiment.env.MAX_EPOCHS=3"]
+    shared = run_digits(tmp_path / "geth", "geth", *words)
+    embedded = run_digits(tmp_path / "embedded", "embedded", *words)
     assert shared["ledger"]["kind"] == "geth"
     assert shared["merged_hashes"] == embedded["merged_hashes"]
     assert len(shared["merged_hashes"]) == shared["rounds"] > 0
     assert [site["swarm"] for site in shared["sites"]] == [site["swarm"] for site in embedded["sites"]]
-    assert all(site["swarm"] >= shared["pooled"] - 0.02 for site in shared["sites"])
-    assert all(site["alone"] < 0.91 for site in shared["sites"])
+    if LONG:
+        assert all(site["swarm"] >= shared["pooled"] - 0.02 for site in shared["sites"])
+        assert all(site["alone"] < 0.91 for site in shared["sites"])
