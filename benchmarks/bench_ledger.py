@@ -21,16 +21,14 @@ from typing import Any
 from eth_account import Account
 from eth_tester import EthereumTester, PyEVMBackend
 from machine import describe, write_results
-from shared_ledger import QUICK, Size, bench
+from shared_ledger import CONTRACT, MODEL, NUM_NODES, QUICK, Size, bench
 from web3 import EthereumTesterProvider
 
 from swarm_hpc.config import LedgerConfig
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.records import CheckIn, Platform
 from swarm_hpc.sn.ledger import JOURNAL, Founder, Ledger
 
 FOUNDER = Founder(site="alpha", endpoint="a:1", ca_fingerprint="aa")
-MODEL = "11" * 32
-NUM_NODES = 4
 
 
 class Timer:
@@ -58,17 +56,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def set_up(ledger: Ledger) -> list[str]:
-    ledger.create_contract(
-        ContractSpec(
-            name="bench",
-            platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
-            min_peers=NUM_NODES,
-            quorum_wait_s=30,
-            leader_timeout_s=60,
-            model=MODEL,
-        )
-    )
+    ledger.create_contract(CONTRACT)
     nodes = [f"alpha/sl/sl-{i}" for i in range(NUM_NODES)]
     for node in nodes:
         ledger.register_node(node, "", "i")

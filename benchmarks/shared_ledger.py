@@ -24,6 +24,15 @@ from swarm_hpc.sn.ledger import Ledger
 
 MODEL = "11" * 32
 NUM_NODES = 4
+CONTRACT = ContractSpec(
+    name="bench",
+    platform=Platform.PYTORCH,
+    merge_method=MergeMethod.MEAN,
+    min_peers=NUM_NODES,
+    quorum_wait_s=30,
+    leader_timeout_s=60,
+    model=MODEL,
+)
 FAST = 50.0
 PATIENCE_S = 120.0
 
@@ -148,17 +157,7 @@ def _in_a_row(net: GethNetwork, ledger: Ledger, seconds: list[float], num: int) 
 def _rounds(net: GethNetwork, ledgers: Sequence[Ledger], num: int) -> list[float]:
     nodes = [f"{site.name}/sl/sl-1" for site in net.sites[:NUM_NODES]]
     members = ledgers[:NUM_NODES]
-    members[0].create_contract(
-        ContractSpec(
-            name="bench",
-            platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
-            min_peers=NUM_NODES,
-            quorum_wait_s=30,
-            leader_timeout_s=60,
-            model=MODEL,
-        )
-    )
+    members[0].create_contract(CONTRACT)
     net.await_height(net.sites[0].block_number())
     for node, ledger in zip(nodes, members, strict=True):
         ledger.register_node(node, "", "i")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -40,14 +39,9 @@ def recover(options: argparse.Namespace) -> int:
     if not options.without:
         raise ConfigError("swarm-hpc sn recover: name who is to be left behind: --without SITE, once for each")
     config = client_of(plain[0] if plain else "", "status", words, options.config_dir)
-    from swarm_hpc.identity import certs
-    from swarm_hpc.sn.client import SnClient
+    from swarm_hpc.sn.client import ask
 
-    async def ask() -> RecoveryStatus:
-        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
-            return await client.recover(options.without)
-
-    found = asyncio.run(ask())
+    found = ask(config, lambda client: client.recover(options.without))
     if options.json:
         print(json.dumps(encode(found)))
     else:

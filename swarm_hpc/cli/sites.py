@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -35,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
     logs.start("sites", options.log_level)
     plain, words = split_words(options.words)
     vote, site, run_dir = _take_apart(plain)
-    found = asyncio.run(_ask(client_of(run_dir, "sites", words, options.config_dir), vote, site))
+    found = _ask(client_of(run_dir, "sites", words, options.config_dir), vote, site)
     if options.json:
         print(json.dumps(encode(found)))
         return 0
@@ -60,16 +59,14 @@ def _take_apart(plain: Sequence[str]) -> tuple[str, str, str]:
     return vote, site, rest[0] if rest else ""
 
 
-async def _ask(config: ClientConfig, vote: str, site: str) -> SiteList:
-    from swarm_hpc.identity import certs
-    from swarm_hpc.sn.client import SnClient
+def _ask(config: ClientConfig, vote: str, site: str) -> SiteList:
+    from swarm_hpc.sn.client import ask
 
-    async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
-        if vote == "admit":
-            return await client.admit(site)
-        if vote == "remove":
-            return await client.remove(site)
-        return await client.sites()
+    if vote == "admit":
+        return ask(config, lambda client: client.admit(site))
+    if vote == "remove":
+        return ask(config, lambda client: client.remove(site))
+    return ask(config, lambda client: client.sites())
 
 
 def _outcome(found: SiteList, vote: str, site: str) -> str:

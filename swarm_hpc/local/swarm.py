@@ -6,7 +6,6 @@ experiment.py's affair.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -29,11 +28,11 @@ from swarm_hpc.config import (
     TransferConfig,
 )
 from swarm_hpc.errors import NotReachable, SwarmError, TimedOut
-from swarm_hpc.identity import ca, certs
+from swarm_hpc.identity import ca
 from swarm_hpc.local.folder import SUPERVISOR, TRUST_DOMAIN, RunFolder
 from swarm_hpc.processes import Process
 from swarm_hpc.records import Kind, NetworkStatus, NodeName, Round, encode
-from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.client import ask
 
 ONE_THREAD: Final = {
     "OMP_NUM_THREADS": "1",
@@ -253,21 +252,13 @@ def sl_name(site: str) -> NodeName:
 def fetch_status(config: ClientConfig) -> NetworkStatus:
     """What the SN says of its network. NotReachable, TimedOut."""
 
-    async def ask() -> NetworkStatus:
-        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
-            return await client.status()
-
-    return asyncio.run(ask())
+    return ask(config, lambda client: client.status())
 
 
 def fetch_rounds(config: ClientConfig, contract: str) -> tuple[Round, ...]:
     """All rounds of a contract. NotFound, NotReachable, TimedOut."""
 
-    async def ask() -> tuple[Round, ...]:
-        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
-            return await client.rounds(contract)
-
-    return asyncio.run(ask())
+    return ask(config, lambda client: client.rounds(contract))
 
 
 def _literal(value: Any) -> Any:

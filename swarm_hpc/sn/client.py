@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
-from swarm_hpc.config import ConnectionConfig
+from swarm_hpc.config import ClientConfig, ConnectionConfig
 from swarm_hpc.errors import LedgerHalted, ProtocolError
+from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import (
     CheckIn,
@@ -310,6 +311,21 @@ class SnClient:
             # Only by who waited: a heartbeat, which changes nothing, is answered meanwhile.
             if waits:
                 self.halted = ""
+
+
+def peer_client(identity: Identity, address: str, connect_timeout_s: float) -> SnClient:
+    """A client for another site's SN, which may be down: given up after a short time."""
+    return SnClient(identity, address, connection=ConnectionConfig(connect_timeout_s=connect_timeout_s))
+
+
+def ask(config: ClientConfig, question: Callable[[SnClient], Awaitable[R]]) -> R:
+    """What the configured SN answers to one question, for code that is not asynchronous. NotReachable, TimedOut."""
+
+    async def put() -> R:
+        async with SnClient(certs.load(config.identity), config.sn, connection=config.connection) as client:
+            return await question(client)
+
+    return asyncio.run(put())
 
 
 def _path(contract: str, *rest: str | int) -> str:

@@ -53,7 +53,7 @@ class ConsensusKeys:
             public = key.public_key().public_bytes_raw()
             values = {
                 "address": address_of(public.hex()).hex().upper(),
-                "pub_key": {"type": "tendermint/PubKeyEd25519", "value": base64.b64encode(public).decode()},
+                "pub_key": public_json(public.hex()),
                 "priv_key": _private_json(key),
             }
             write(keys.validator_key, json.dumps(values).encode(), 0o600)
@@ -82,6 +82,11 @@ class ConsensusKeys:
     def consensus_key(self) -> str:
         """The public key that others check its votes with: 64 hex digits."""
         return base64.b64decode(_field(self.validator_key, "pub_key")["value"]).hex()
+
+
+def public_json(key: str) -> dict[str, str]:
+    """A validator's public key (64 hex digits) as CometBFT's files have it."""
+    return {"type": "tendermint/PubKeyEd25519", "value": base64.b64encode(bytes.fromhex(key)).decode()}
 
 
 def _private_json(key: Ed25519PrivateKey) -> dict[str, str]:

@@ -6,7 +6,6 @@ what geth lacks. A geth that has lost its state is built anew from CometBFT's bl
 
 from __future__ import annotations
 
-import base64
 import logging
 import shutil
 import socket
@@ -80,6 +79,8 @@ class Consensus:
         in seconds since 1970, is what blocks are stamped by.
         """
         self.network, self.keys, self.epochs = network, keys, tuple(epochs)
+        self.own_key = keys.consensus_key()
+        """Public key of this site's votes: asked for all the time, so not read from its file each time."""
         self._epoch = epochs[-1] if epochs else None
         self._fetch_blocks = fetch_blocks
         self._folder, self._programs, self._config, self._tell = folder, programs, config, committed
@@ -202,7 +203,7 @@ class Consensus:
     def _first_standing(self) -> Standing:
         if self._epoch is not None:
             return self._epoch.genesis_standing()
-        return Standing(powers={_founder_key(self.network): UNIT})
+        return Standing(powers={self.network.founder_key(): UNIT})
 
     def _comet_genesis(self) -> Mapping[str, Any]:
         return self._epoch.comet_genesis(self.network) if self._epoch is not None else self.network.comet_genesis
@@ -293,7 +294,7 @@ class Consensus:
 
     def halted(self) -> str:
         """Why no block can be made now: who is missing. Empty while more than 2/3 of the voting power is here."""
-        own = next((site for site in self._sites if site.consensus_key == self.keys.consensus_key()), None)
+        own = next((site for site in self._sites if site.consensus_key == self.own_key), None)
         if own is not None and own.announced and not own.active:
             return f"site {own.name} was voted out of this network"
         powers = self.deciding().powers
@@ -367,7 +368,7 @@ class Consensus:
             signatures = self._signatures()
         except SwarmError:
             return 0.0
-        address = address_of(self.keys.consensus_key()).hex().upper()
+        address = address_of(self.own_key).hex().upper()
         signed = [one for one in signatures if one["signature"]]
         ours = [_seconds(one["timestamp"]) for one in signed if one["validator_address"] == address]
         others = [_seconds(one["timestamp"]) for one in signed if one["validator_address"] != address]
@@ -382,7 +383,7 @@ class Consensus:
         self._connected = {one: now for one in p2p_ids}
 
     def _is_here(self, site: SiteRecord) -> bool:
-        return site.consensus_key == self.keys.consensus_key() or site.p2p_id in self._connected
+        return site.consensus_key == self.own_key or site.p2p_id in self._connected
 
 
 def _votes_of(state: Mapping[str, Any], address: str) -> list[tuple[int, int]]:
@@ -402,10 +403,6 @@ def _votes_of(state: Mapping[str, Any], address: str) -> list[tuple[int, int]]:
 def _seconds(text: str) -> float:
     """Seconds since 1970 of a time as CometBFT writes it: RFC 3339 with up to nine decimals."""
     return datetime.fromisoformat(text[:19] + "+00:00").timestamp()
-
-
-def _founder_key(network: Network) -> str:
-    return base64.b64decode(network.comet_genesis["validators"][0]["pub_key"]["value"]).hex()
 
 
 def _run_dir(folder: Path) -> Path:

@@ -7,7 +7,6 @@ Each signs the epoch with its consensus key: the file is the record of who agree
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,8 +22,8 @@ from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.identity.bundle import write
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.comet import ConsensusKeys
-from swarm_hpc.sn.network import Network
-from swarm_hpc.sn.powers import UNIT, Standing, address_of, shares
+from swarm_hpc.sn.network import Network, genesis_validator
+from swarm_hpc.sn.powers import UNIT, Standing, shares
 
 FILE: Final = "epochs.json"
 """In the ledger's folder: all epochs after the first."""
@@ -74,18 +73,7 @@ class Epoch:
             "genesis_time": datetime.fromtimestamp(self.timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "chain_id": f"{first['chain_id']}-{self.id()[:8]}",
             "initial_height": str(self.height + 1),
-            "validators": [
-                {
-                    "address": address_of(key).hex().upper(),
-                    "pub_key": {
-                        "type": "tendermint/PubKeyEd25519",
-                        "value": base64.b64encode(bytes.fromhex(key)).decode(),
-                    },
-                    "power": str(powers[key]),
-                    "name": site,
-                }
-                for site, key in self.validators.items()
-            ],
+            "validators": [genesis_validator(site, key, powers[key]) for site, key in self.validators.items()],
             "app_state": {**first["app_state"], "epoch": self.id()},
         }
 

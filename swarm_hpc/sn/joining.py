@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from swarm_hpc.config import ConnectionConfig, LedgerConfig
+from swarm_hpc.config import LedgerConfig
 from swarm_hpc.errors import ConfigError, NotReachable, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import SiteApplication, SiteRecord
-from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.client import peer_client
 from swarm_hpc.sn.epochs import Epoch, check_chain, parse
 from swarm_hpc.sn.network import Network
 
@@ -36,7 +36,7 @@ async def fetch_network(config: LedgerConfig, identity: Identity) -> tuple[Netwo
         failures = []
         for address in config.join:
             try:
-                async with _client(identity, address) as member:
+                async with peer_client(identity, address, _CONNECT_S) as member:
                     text, found = await member.network()
                 network, epochs = Network.parse(text), tuple(map(parse, found))
                 network.check(config.network, config.chain_id)
@@ -84,7 +84,7 @@ async def _ask_all(
     newest: Sequence[SiteRecord] = ()
     failures = []
     async with AsyncExitStack() as stack:
-        members = [await stack.enter_async_context(_client(identity, address)) for address in addresses]
+        members = [await stack.enter_async_context(peer_client(identity, address, _CONNECT_S)) for address in addresses]
         answers = await asyncio.gather(*(member.apply(asks) for member in members), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, SwarmError):
@@ -101,7 +101,3 @@ def _is_newer(sites: Sequence[SiteRecord], than: Sequence[SiteRecord], own: str)
     here = any(site.name == own and site.active for site in sites)
     there = any(site.name == own and site.active for site in than)
     return (here, len(sites)) > (there, len(than))
-
-
-def _client(identity: Identity, address: str) -> SnClient:
-    return SnClient(identity, address, connection=ConnectionConfig(connect_timeout_s=_CONNECT_S))

@@ -6,19 +6,24 @@ CometBFT's own redialling pauses longer and longer, up to hours; this tries ever
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
-from swarm_hpc.errors import SwarmError
+from swarm_hpc.errors import LedgerError, SwarmError
+from swarm_hpc.identity.bundle import write
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.consensus import Consensus
-from swarm_hpc.sn.signing import Peers
 from swarm_hpc.transport.tunnel import Tunnels
 
 log = logging.getLogger(__name__)
 
+PEERS_FILE: Final = "peers.json"
+"""In the ledger's folder."""
 LOOK_S: Final = 1.0
 _REDIAL_S: Final = 4.0
 """CometBFT waits up to 3 s before it dials: a second order meanwhile would only fail."""
@@ -125,3 +130,24 @@ class Links:
             for name, site in found.items()
             if site.active and site.p2p_id and site.endpoint and name != self._own_site
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The other sites' addresses in a file, for the next start."""
+
+    path: Path
+
+    def load(self) -> dict[str, str]:
+        """Site -> address; empty where nothing is known."""
+        try:
+            values = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as exc:
+            raise LedgerError(f"{self.path}: cannot be read ({exc}); delete it") from exc
+        return {str(site): str(address) for site, address in values.items()}
+
+    def save(self, addresses: Mapping[str, str]) -> None:
+        """Write them."""
+        write(self.path, json.dumps(dict(addresses)).encode())

@@ -22,6 +22,7 @@ from eth_utils.crypto import keccak
 from swarm_hpc.config import LedgerConfig, PowerRule
 from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.identity.bundle import write
+from swarm_hpc.sn.comet import public_json
 from swarm_hpc.sn.powers import UNIT, Rule, address_of
 
 FORMAT: Final = 1
@@ -112,10 +113,24 @@ class Network:
         if chain_id != self.chain_id:
             raise ConfigError(f"ledger.chain_id: {chain_id}, but the network has {self.chain_id}")
 
+    def founder_key(self) -> str:
+        """The founder's consensus key: the only validator of the genesis."""
+        return base64.b64decode(self.comet_genesis["validators"][0]["pub_key"]["value"]).hex()
+
     def rule(self) -> Rule:
         """How its voting power is shared."""
         state = self.comet_genesis["app_state"]
         return Rule(power=PowerRule(state["power"]), jail_after_s=int(state["jail_after_s"]))
+
+
+def genesis_validator(site: str, consensus_key: str, power: int) -> dict[str, Any]:
+    """A validator in CometBFT's genesis document."""
+    return {
+        "address": address_of(consensus_key).hex().upper(),
+        "pub_key": public_json(consensus_key),
+        "power": str(power),
+        "name": site,
+    }
 
 
 def _geth_genesis(chain_id: int, account: str, registry: str) -> dict[str, Any]:
@@ -133,7 +148,6 @@ def _geth_genesis(chain_id: int, account: str, registry: str) -> dict[str, Any]:
 
 
 def _comet_genesis(chain_id: int, site: str, consensus_key: str, rule: Mapping[str, object]) -> dict[str, Any]:
-    public = base64.b64encode(bytes.fromhex(consensus_key)).decode()
     return {
         "genesis_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         # What validators sign says for which chain: no two networks have the same.
@@ -146,14 +160,7 @@ def _comet_genesis(chain_id: int, site: str, consensus_key: str, rule: Mapping[s
             "version": {},
             "abci": {},
         },
-        "validators": [
-            {
-                "address": address_of(consensus_key).hex().upper(),
-                "pub_key": {"type": "tendermint/PubKeyEd25519", "value": public},
-                "power": str(UNIT),
-                "name": site,
-            }
-        ],
+        "validators": [genesis_validator(site, consensus_key, UNIT)],
         "app_hash": "",
         "app_state": dict(rule),
     }

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from swarm_hpc.config import ConnectionConfig
 from swarm_hpc.errors import ConfigError, LedgerError, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import RecoveryStatus, SiteRecord
 from swarm_hpc.sn import epochs
 from swarm_hpc.sn.blocks import TAIL, export, save_tail
-from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.client import SnClient, peer_client
 from swarm_hpc.sn.comet import CometHome
 from swarm_hpc.sn.consensus import Consensus
 from swarm_hpc.sn.epochs import Epoch
@@ -147,7 +146,7 @@ class Recovery:
         return [address for address in found if address is not None]
 
     def _client(self, address: str) -> SnClient:
-        return SnClient(self._identity, address, connection=ConnectionConfig(connect_timeout_s=_CONNECT_S))
+        return peer_client(self._identity, address, _CONNECT_S)
 
     def _status(self, epoch: Epoch) -> RecoveryStatus:
         missing = epoch.missing()

@@ -11,26 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from swarm_hpc.config import ConnectionConfig, LedgerConfig
+from swarm_hpc.config import LedgerConfig
 from swarm_hpc.errors import ConfigError, NotAuthorized, NotMember, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import ConsensusStatus, NodeName, SeenVotes, SiteApplication, SiteRecord
 from swarm_hpc.sn import epochs, joining
 from swarm_hpc.sn.blocks import PAGE, export
-from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.client import peer_client
 from swarm_hpc.sn.comet import ConsensusKeys
 from swarm_hpc.sn.consensus import Consensus, Programs
 from swarm_hpc.sn.epochs import Epoch
 from swarm_hpc.sn.geth import Payload
 from swarm_hpc.sn.geth_provider import GethProvider
 from swarm_hpc.sn.ledger import KEY, Founder, Ledger, load_account
-from swarm_hpc.sn.links import Links
+from swarm_hpc.sn.links import PEERS_FILE, Links, Peers
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.presence import Presence
 from swarm_hpc.sn.recovery import Recovery
-from swarm_hpc.sn.signing import PEERS_FILE, Peers, SigningGuard
+from swarm_hpc.sn.signing import SigningGuard
 from swarm_hpc.sn.standing import consensus_status
 from swarm_hpc.transport.server import Reception
 from swarm_hpc.transport.tunnel import Tunnels
@@ -120,20 +120,18 @@ class SharedLedger:
             epochs=await asyncio.to_thread(epochs.load, self.folder / epochs.FILE, network),
             fetch_blocks=partial(_fetch_in, loop, self._fetch_blocks),
         )
-        self._consensus, self._links = (
-            consensus,
-            Links(consensus, self.tunnels, self._site, Peers(self.folder / PEERS_FILE)),
-        )
+        peers = Peers(self.folder / PEERS_FILE)
+        self._consensus, self._links = consensus, Links(consensus, self.tunnels, self._site, peers)
         self._links.introduce(sites)
         self._recovery = Recovery(self.folder, consensus, self._links, self._identity, self._restart)
-        self._addresses = list(dict.fromkeys([*self.config.join, *Peers(self.folder / PEERS_FILE).load().values()]))
+        members = [site.endpoint for site in sites if site.active and site.name != self._site]
+        self._addresses = list(dict.fromkeys([*self.config.join, *members, *peers.load().values()]))
         keeping: list[asyncio.Task[None]] = []
         try:
             own = next((site for site in sites if site.name == self._site), None)
             is_new = is_first and (network.founder == self._site or (own is not None and not own.announced))
             guard = SigningGuard(self.folder, consensus.home, self._identity, asks.consensus_key)
-            members = [site.endpoint for site in sites if site.active and site.name != self._site]
-            await guard.secure([*self.config.join, *members], is_new=is_new, told=partial(_say, reception))
+            await guard.secure(self._addresses, is_new=is_new, told=partial(_say, reception))
             reception.status = "starting: its ledger's programs come up"
             await asyncio.to_thread(consensus.start)
             keeping = [asyncio.create_task(self._links.keep()), asyncio.create_task(self._recovery.follow())]
@@ -250,9 +248,8 @@ class SharedLedger:
 
     async def _is_voted_out(self) -> bool:
         for address in self._addresses:
-            connection = ConnectionConfig(connect_timeout_s=_CONNECT_S)
             try:
-                async with SnClient(self._identity, address, connection=connection) as member:
+                async with peer_client(self._identity, address, _CONNECT_S) as member:
                     sites = (await member.sites()).sites
             except SwarmError as exc:
                 log.info("%s does not say who is a member: %s", address, exc)
@@ -271,9 +268,8 @@ class SharedLedger:
     async def _fetch_blocks(self, first: int) -> Sequence[Payload]:
         """Blocks from the first member that has them."""
         for address in self._addresses:
-            connection = ConnectionConfig(connect_timeout_s=_CONNECT_S)
             try:
-                async with SnClient(self._identity, address, connection=connection) as member:
+                async with peer_client(self._identity, address, _CONNECT_S) as member:
                     if page := await member.blocks(first):
                         return page
             except SwarmError as exc:

@@ -9,16 +9,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import ConnectionConfig
-from swarm_hpc.errors import LedgerError, SwarmError
+from swarm_hpc.errors import SwarmError
 from swarm_hpc.identity.bundle import write
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import SeenVotes
-from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.client import peer_client
 from swarm_hpc.sn.comet import CometHome
 
 log = logging.getLogger(__name__)
@@ -27,7 +25,6 @@ Signed = tuple[int, int, int]
 """Height, round and step (1 propose, 2 prevote, 3 precommit)."""
 LAST_ROUND: Final = 2**31 - 1
 _LAST_STEP: Final = 3
-PEERS_FILE: Final = "peers.json"
 _CONNECT_S: Final = 1.0
 _ASK_AGAIN_S: Final = 2.0
 _SAY_AGAIN_S: Final = 60.0
@@ -58,7 +55,6 @@ class SigningGuard:
 
     def __init__(self, folder: Path, home: CometHome, identity: Identity, consensus_key: str) -> None:
         """`folder` is the ledger's in data_dir."""
-        self._peers = Peers(folder / PEERS_FILE)
         self._home, self._identity, self._key = home, identity, consensus_key
         self._folder = folder
 
@@ -69,8 +65,7 @@ class SigningGuard:
         else they are asked once, in case somebody put old files back into their place.
         """
         if not is_new:
-            asked = list(dict.fromkeys([*addresses, *self._peers.load().values()]))
-            await self._raise_floor(asked, must=not self._is_original(), told=told)
+            await self._raise_floor(addresses, must=not self._is_original(), told=told)
         await asyncio.to_thread(self._home.prepare_data)
         await asyncio.to_thread(leave_mark, self._folder, self._home)
 
@@ -97,7 +92,7 @@ class SigningGuard:
             told(text)
             if time.monotonic() - said_at > _SAY_AGAIN_S:
                 said_at = time.monotonic()
-                log.warning("%s; asked: %s", text, ", ".join(addresses) or "nobody (set ledger.join)")
+                log.warning("%s; asked: %s", text, ", ".join(addresses))
             await asyncio.sleep(_ASK_AGAIN_S)
 
     @staticmethod
@@ -109,9 +104,8 @@ class SigningGuard:
         return {one.site: one for one in answers if one is not None and one.site != self._identity.name.site}
 
     async def _ask_one(self, address: str) -> SeenVotes | None:
-        connection = ConnectionConfig(connect_timeout_s=_CONNECT_S)
         try:
-            async with SnClient(self._identity, address, connection=connection) as client:
+            async with peer_client(self._identity, address, _CONNECT_S) as client:
                 return await client.seen_votes(self._key)
         except SwarmError as exc:
             log.debug("%s does not say what this site has signed: %s", address, exc)
@@ -133,24 +127,3 @@ def leave_mark(folder: Path, home: CometHome) -> None:
 
 def _mark(folder: Path, home: CometHome) -> Path:
     return folder / f"{home.folder.name}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """The other sites' addresses in a file, for the next start."""
-
-    path: Path
-
-    def load(self) -> dict[str, str]:
-        """Site -> address; empty where nothing is known."""
-        try:
-            values = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as exc:
-            raise LedgerError(f"{self.path}: cannot be read ({exc}); delete it") from exc
-        return {str(site): str(address) for site, address in values.items()}
-
-    def save(self, addresses: Mapping[str, str]) -> None:
-        """Write them."""
-        write(self.path, json.dumps(dict(addresses)).encode())

@@ -19,7 +19,7 @@ MAX_SKEW_S: Final = 10
 def consensus_status(consensus: Consensus, links: Links, folder: Path, config: LedgerConfig) -> ConsensusStatus:
     """Validators with power and presence, how far behind this site is, and what its operator should know. Blocking."""
     powers = consensus.standing().powers
-    seen, own = links.last_seen_s(), consensus.keys.consensus_key()
+    seen, own = links.last_seen_s(), consensus.own_key
     validators = []
     for site in consensus.sites:
         if not site.active:

@@ -10,8 +10,7 @@ import pytest
 
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn import links as links_file
-from swarm_hpc.sn.links import Links
-from swarm_hpc.sn.signing import Peers
+from swarm_hpc.sn.links import Links, Peers
 
 OWN_ID = "50" * 20
 LOW, HIGH = "10" * 20, "90" * 20

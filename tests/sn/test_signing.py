@@ -9,8 +9,9 @@ import pytest
 from swarm_hpc.config import LedgerConfig
 from swarm_hpc.records import SeenVotes
 from swarm_hpc.sn.comet import CometHome, ConsensusKeys
+from swarm_hpc.sn.links import Peers
 from swarm_hpc.sn.network import Network
-from swarm_hpc.sn.signing import LAST_ROUND, Peers, SigningGuard, floor
+from swarm_hpc.sn.signing import LAST_ROUND, SigningGuard, floor
 
 FOUR = {"alpha": 10, "beta": 10, "gamma": 10, "delta": 10}
 
