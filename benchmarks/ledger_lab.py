@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from web3.providers.base import BaseProvider
 # Beside site-packages' `tests`, the project's own is not found by that name.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from lab.geth import CONFIG, Clock, GethNetwork, LabSite, account, contract_address, real_time, until
+from lab.geth import CONFIG, GethNetwork, LabSite, account, contract_address, until
 
 from swarm_hpc.sn.consensus import Programs
 from swarm_hpc.sn.ledger import Founder, Ledger
@@ -29,22 +28,13 @@ __all__ = ["CONFIG", "GethNetwork", "LabSite", "found", "network", "until"]
 MIB = 1 << 20
 
 
-def fast_clock(factor: float) -> Clock:
-    """A clock that all sites share and that runs so much faster than the one on the wall.
-
-    Ethereum's time needs a second per block, and proposers slow down where it runs ahead of the clock.
-    """
-    start = time.time()
-    return lambda _site: start + factor * (time.time() - start)
-
-
 @contextmanager
-def network(num_sites: int, clock: Clock = real_time, **settings: Any) -> Iterator[GethNetwork]:
+def network(num_sites: int, **settings: Any) -> Iterator[GethNetwork]:
     """A network of validators in a temporary folder."""
     programs = Programs(**{name: find_program(name, "", os.environ) for name in ("geth", "cometbft")})
     folder = Path(tempfile.mkdtemp(prefix="bench-geth-"))
     try:
-        with GethNetwork(folder, programs, num_sites, clock=clock, **settings) as made:
+        with GethNetwork(folder, programs, num_sites, **settings) as made:
             yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -33,7 +33,6 @@ CONTRACT = ContractSpec(
     leader_timeout_s=60,
     model=MODEL,
 )
-FAST = 50.0
 PATIENCE_S = 120.0
 
 
@@ -50,20 +49,6 @@ class Size:
 
 
 QUICK = Size(singles=6, in_a_row=8, rounds=3, burst=40, idle_s=5.0, blocks=40)
-
-
-class Clock:
-    """The clock on the wall until `hurry`: from then on FAST times as fast, so that blocks need not wait for it."""
-
-    def __init__(self) -> None:
-        self._hurry_at: float | None = None
-
-    def __call__(self, _site: LabSite) -> float:
-        now = time.time()
-        return now if self._hurry_at is None else now + (FAST - 1) * (now - self._hurry_at)
-
-    def hurry(self) -> None:
-        self._hurry_at = time.time()
 
 
 class Watched(BaseProvider):
@@ -105,10 +90,9 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 def bench(num_sites: int, size: Size) -> dict[str, Any]:
     """All figures of a network with so many sites."""
     before_mib = rss_mib(os.getpid())
-    clock = Clock()
     # As an SN has it, but that nobody loses its vote while the benchmark keeps the processors busy.
     config = LedgerConfig(power=PowerRule.EQUAL, jail_after_s=3600)
-    with network(num_sites, clock, config=config) as net:
+    with network(num_sites, config=config) as net:
         seconds: list[float] = []
         neighbours = {site.name: other for site, other in zip(net.sites, net.sites[1:] + net.sites[:1], strict=True)}
         ledgers = found(net, lambda site: Watched(site, neighbours[site.name], seconds))
@@ -126,7 +110,6 @@ def bench(num_sites: int, size: Size) -> dict[str, Any]:
             "cometbft": statistics.median(rss_mib(site.consensus.pids()["cometbft"] or 0) for site in net.sites),
             "ours": round((rss_mib(os.getpid()) - before_mib) / num_sites, 1),
         }
-        clock.hurry()
         seconds.clear()
         result["many blocks"] = _many(net, ledgers[1], seconds, size.blocks)
         result["catching up"] = {"new site": _new_site(net), "lost geth": _lost_geth(net)}
@@ -135,14 +118,8 @@ def bench(num_sites: int, size: Size) -> dict[str, Any]:
     return result
 
 
-def _settle(net: GethNetwork) -> None:
-    """Wait until the ledger's time is not ahead of the clock: else the next block waits for that."""
-    until(lambda: net.sites[0].block_time() < time.time() - 1, "the clock to catch up with the ledger")
-
-
 def _singles(net: GethNetwork, ledgers: Sequence[Ledger], seconds: list[float], num: int) -> dict[str, float]:
     for number in range(num):
-        _settle(net)
         index = number % len(ledgers)
         ledgers[index].register_node(f"{net.sites[index].name}/sl/sl-1", "", "i")
     return percentiles(seconds)
@@ -165,7 +142,6 @@ def _rounds(net: GethNetwork, ledgers: Sequence[Ledger], num: int) -> list[float
     seconds = []
     with ThreadPoolExecutor(NUM_NODES) as pool:
         for number in range(1, num + 1):
-            _settle(net)
             net.await_height(max(site.block_number() for site in net.sites))
             start = time.perf_counter()
             list(pool.map(partial(_check_in, number), members, nodes))
@@ -197,7 +173,6 @@ def _close(net: GethNetwork) -> None:
 
 def _burst(net: GethNetwork, num: int) -> dict[str, float]:
     """So many transactions at once, a quarter at each of four sites, until every site has all receipts."""
-    _settle(net)
     data = artifact("Registry").functions["announce"].encode(("burst.test:1",))
     raws: list[list[bytes]] = []
     for site in net.sites[:NUM_NODES]:
@@ -263,7 +238,7 @@ def _height(net: GethNetwork) -> int:
 
 
 def _many(net: GethNetwork, ledger: Ledger, seconds: list[float], num: int) -> dict[str, Any]:
-    """Transactions in a row where the ledger's time does not hold them up; processor time and disk per block."""
+    """Many transactions in a row; processor time and disk per block."""
     site = net.sites[1]
     pids = {name: [one.consensus.pids()[name] or 0 for one in net.sites] for name in ("geth", "cometbft")}
     pids["ours"] = [os.getpid()]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ledger_lab import GethNetwork, LabSite, disk_bytes, fast_clock, found, network, rss_mib, until
+from ledger_lab import GethNetwork, LabSite, disk_bytes, found, network, rss_mib, until
 from machine import describe, write_results
 from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
@@ -34,7 +34,6 @@ SAMPLE_S = 5.0
 PAUSE_S = 10.0
 BACK_S = 120.0
 END_S = 300.0
-CLOCK_FACTOR = 30.0
 
 
 class Recorder(BaseProvider):
@@ -116,7 +115,7 @@ class Soak:
 
 
 def run(num_blocks: int, minutes: float, seed: int) -> dict[str, Any]:
-    with network(4, fast_clock(CLOCK_FACTOR)) as net:
+    with network(4) as net:
         soak = Soak(net, random.Random(seed))
         ledgers = found(net, lambda site: Recorder(site, soak.confirmed))
         threads = [

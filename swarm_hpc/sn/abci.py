@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, cast
 from swarm_hpc.errors import LedgerError
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn import abci_pb2 as abci
+from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.geth import Engine, EngineFault, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
 from swarm_hpc.sn.powers import Rule, Standing, Vote, step
@@ -29,13 +30,10 @@ log = logging.getLogger(__name__)
 HEADER: Final = b"P"
 MAX_AHEAD_S: Final = 60
 """A block may be so far ahead of a validator's clock: clocks differ."""
-MAX_LEAD_S: Final = 5
-"""Ethereum's time advances at least 1 s per block; a proposer does not let it run further ahead of its clock."""
 MAX_RECHECKS: Final = 30
 """A transaction that did not fit into so many blocks (a gap in the nonces) is dropped: it keeps CometBFT busy."""
 _BUILD_S: Final = (0.015, 0.05, 0.15)
 """How long geth builds before it is asked: the answer stops it, and the first full block takes a moment."""
-_MAX_PACE_S: Final = 0.7
 _HEADER_FIELDS: Final = frozenset(
     {
         "parentHash",
@@ -216,13 +214,16 @@ class Application:
         """None is taken."""
         return abci.ResponseOfferSnapshot(result=_OFFER_REJECTED)
 
-    def now(self) -> int:
-        """Ledger time, seconds since 1970: what a block made now would be stamped with, at the least."""
-        return max(self._timestamp, int(self._clock()))
+    def now_ms(self) -> int:
+        """Ledger time, milliseconds since 1970: what a block made now would be stamped with, at the least."""
+        return max(self._timestamp, self._clock_ms())
 
     def release(self) -> None:
         """The calling thread asks no more."""
         self._engine.rpc.close()
+
+    def _clock_ms(self) -> int:
+        return round(TICKS_PER_S * self._clock())
 
     def _read_head(self) -> tuple[str, int]:
         block = self._engine.head()
@@ -251,11 +252,7 @@ class Application:
 
     def _build(self) -> Payload | None:
         """A block of what is in geth's pool; None where nothing there is executable."""
-        now = self._clock()
-        lead_s = self._timestamp + 1 - now - MAX_LEAD_S
-        if lead_s > 0:
-            time.sleep(min(lead_s, _MAX_PACE_S))
-        timestamp = max(self._timestamp + 1, int(self._clock()))
+        timestamp = max(self._timestamp + 1, self._clock_ms())
         for wait_s in _BUILD_S:
             payload_id = self._engine.begin(self._head, timestamp, "0x" + os.urandom(32).hex())
             time.sleep(wait_s)
@@ -273,9 +270,9 @@ class Application:
             return ""
         if payload["parentHash"] != self._head:
             return f"its parent is {payload['parentHash'][:10]}, the head {self._head[:10]}"
-        ahead_s = int(payload["timestamp"], 16) - max(self._timestamp + 1, int(self._clock()))
-        if ahead_s > MAX_AHEAD_S:
-            return f"its time is {ahead_s} s ahead of the clock here"
+        ahead_ms = int(payload["timestamp"], 16) - max(self._timestamp + 1, self._clock_ms())
+        if ahead_ms > TICKS_PER_S * MAX_AHEAD_S:
+            return f"its time is {ahead_ms // TICKS_PER_S} s ahead of the clock here"
         try:
             return self._engine.execute(payload)
         except RpcRefused as exc:  # a field that geth cannot read

@@ -25,7 +25,7 @@ from web3.providers.base import BaseProvider
 from web3.types import LogReceipt, TxParams, TxReceipt
 
 from swarm_hpc.errors import ConfigError, LedgerError, LedgerHalted, SwarmError, by_name
-from swarm_hpc.sn.contracts import Artifact, artifact
+from swarm_hpc.sn.contracts import TICKS_PER_S, Artifact, artifact
 
 GAS = 10_000_000
 """Gas limit of every transaction: the dearest ones, deployments, take about half of it."""
@@ -131,7 +131,7 @@ class Chain:
 
     def now(self) -> int:
         """Time that the next transaction would have, in seconds since 1970."""
-        return int(self._w3.eth.get_block("pending")["timestamp"])
+        return int(self._w3.eth.get_block("pending")["timestamp"]) // TICKS_PER_S
 
     def block_hash(self, number: int) -> str:
         """Hash of that block, in hex."""
@@ -160,10 +160,10 @@ class Chain:
     def _time(self, log: LogReceipt) -> int:
         stamp = cast(dict[str, Any], log).get("blockTimestamp")
         if stamp is not None:
-            return int(stamp, 16) if isinstance(stamp, str) else int(stamp)
+            return (int(stamp, 16) if isinstance(stamp, str) else int(stamp)) // TICKS_PER_S
         number = log["blockNumber"]
         if number not in self._times:
-            self._times[number] = int(self._w3.eth.get_block(number)["timestamp"])
+            self._times[number] = int(self._w3.eth.get_block(number)["timestamp"]) // TICKS_PER_S
         return self._times[number]
 
     # --- writing ---

@@ -28,6 +28,7 @@ from swarm_hpc.sn.abci import Application
 from swarm_hpc.sn.abci_server import AbciServer
 from swarm_hpc.sn.blocks import bring_to, load_tail
 from swarm_hpc.sn.comet import CometHome, CometProcess, CometRpc, ConsensusKeys
+from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.epochs import Epoch
 from swarm_hpc.sn.geth import Engine, EngineFault, GethProcess, GethRpc, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
@@ -250,9 +251,9 @@ class Consensus:
         """Connect to these as well: the members, as a site knows them that has no blocks yet."""
         self._friends = frozenset(p2p_ids)
 
-    def now(self) -> int:
-        """Ledger time, seconds since 1970."""
-        return self._application.now() if self._application is not None else int(self._clock())
+    def now_ms(self) -> int:
+        """Ledger time, milliseconds since 1970."""
+        return self._application.now_ms() if self._application is not None else round(TICKS_PER_S * self._clock())
 
     @property
     def height(self) -> int:

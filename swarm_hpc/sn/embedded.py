@@ -1,7 +1,7 @@
 """`ledger=embedded`: an Ethereum chain inside the process, revm with a journal, behind web3's provider interface.
 
-One block per transaction, final at once, no gas price. The state lives in memory; opening replays the journal.
-It answers the standard JSON-RPC methods that chain.py uses and no others.
+One block per transaction, final at once, stamped in milliseconds, no gas price. The state lives in memory; opening
+replays the journal. It answers the standard JSON-RPC methods that chain.py uses and no others.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pyrevm import EVM, AccountInfo, BlockEnv, CfgEnv, Env
 from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
+from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.journal import Entry, Journal, genesis_hash, next_hash
 
 BLOCK_GAS = 30_000_000
@@ -56,7 +57,7 @@ class Transaction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block: its hash and time, and the one transaction in it (none in the genesis)."""
+    """One block: its hash and time (ms), and the one transaction in it (none in the genesis)."""
 
     hash: bytes
     at: int
@@ -187,7 +188,7 @@ class EmbeddedProvider(BaseProvider):
         return len(self._blocks) - 1
 
     def _now(self) -> int:
-        return max(int(self._clock()), self._blocks[-1].at)
+        return max(round(TICKS_PER_S * self._clock()), self._blocks[-1].at)
 
     def _set_block(self, number: int, at: int) -> None:
         self._evm.set_block_env(BlockEnv(number=number, timestamp=at, gas_limit=BLOCK_GAS))

@@ -22,6 +22,7 @@ from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.identity.bundle import write
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.comet import ConsensusKeys
+from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.network import Network, genesis_validator
 from swarm_hpc.sn.powers import UNIT, Standing, shares
 
@@ -45,7 +46,7 @@ class Epoch:
     block: int
     """Its number."""
     timestamp: int
-    """Its time."""
+    """Its time (ms)."""
     without: tuple[str, ...]
     """Sites that lose their voting power by this, until they announce themselves again."""
     validators: Mapping[str, str]
@@ -70,7 +71,7 @@ class Epoch:
         first, powers = network.comet_genesis, self.genesis_standing().powers
         return {
             **first,
-            "genesis_time": datetime.fromtimestamp(self.timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "genesis_time": datetime.fromtimestamp(self.timestamp // TICKS_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "chain_id": f"{first['chain_id']}-{self.id()[:8]}",
             "initial_height": str(self.height + 1),
             "validators": [genesis_validator(site, key, powers[key]) for site, key in self.validators.items()],

@@ -29,8 +29,8 @@ class Backend(Protocol):
     geth: GethRpc
     comet: CometRpc
 
-    def now(self) -> int:
-        """Ledger time."""
+    def now_ms(self) -> int:
+        """Ledger time, as blocks are stamped."""
         ...
 
     def halted(self) -> str:
@@ -92,7 +92,7 @@ class GethProvider(BaseProvider):
     def _call(self, params: list[Any]) -> dict[str, Any]:
         call, block = params[0], params[1] if len(params) > 1 else "latest"
         if block == "pending":
-            return self._backend.geth.answer("eth_call", [call, "latest", {}, {"time": hex(self._backend.now())}])
+            return self._backend.geth.answer("eth_call", [call, "latest", {}, {"time": hex(self._backend.now_ms())}])
         return self._backend.geth.answer("eth_call", [call, block])
 
     def _block(self, params: list[Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class GethProvider(BaseProvider):
             return self._backend.geth.answer("eth_getBlockByNumber", params)
         answer = self._backend.geth.answer("eth_getBlockByNumber", ["latest", *params[1:]])
         if "result" in answer:
-            answer["result"] |= {"timestamp": hex(self._backend.now())}
+            answer["result"] |= {"timestamp": hex(self._backend.now_ms())}
         return answer
 
     def _transaction_count(self, params: list[Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from swarm_hpc.sn.ledger_tasks import TaskLedger
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
-SCHEMA = 2
+SCHEMA = 3
 BLOCKS_PER_QUERY = 2000
 NO_ACCOUNT = "0x" + "00" * 20
 

@@ -103,7 +103,7 @@ class _Still:
         self.geth = geth
         self.comet: CometRpc = _NoMempool()
 
-    def now(self) -> int:
+    def now_ms(self) -> int:
         """Time of the newest block."""
         return int(Engine(self.geth).head()["timestamp"], 16)
 

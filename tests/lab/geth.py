@@ -114,7 +114,7 @@ class LabSite:
         """Number of the newest final block here."""
         return int(self.consensus.geth.call("eth_blockNumber"), 16)
 
-    def block_time(self) -> int:
+    def block_time_ms(self) -> int:
         """Time of the newest final block here."""
         return int(self.consensus.geth.call("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
 

@@ -55,7 +55,7 @@ class Backend:
         self.comes_back, self.waited = True, 0
         self.why_halted = ""
 
-    def now(self) -> int:
+    def now_ms(self) -> int:
         return 1000
 
     def halted(self) -> str:

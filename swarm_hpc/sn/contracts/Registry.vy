@@ -6,7 +6,7 @@
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
 
-SCHEMA: constant(uint256) = 2
+SCHEMA: constant(uint256) = 3
 MAX_SITES: constant(uint256) = 256
 PAGE: constant(uint256) = 32
 # What a site's account is given for gas when it is admitted, where the chain's genesis has endowed this contract.
@@ -123,6 +123,13 @@ def schema() -> uint256:
 
 
 @internal
+@view
+def _now() -> uint256:
+    # Seconds since 1970; the ledger's blocks are stamped in milliseconds, so that many fit into a second.
+    return block.timestamp // 1000
+
+
+@internal
 def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerprint: String[95], consensus_key: bytes32, p2p_id: String[40]):
     number: uint256 = self.site_number[site]
     if number == 0:
@@ -134,7 +141,7 @@ def _admit(site: String[63], account: address, endpoint: String[260], ca_fingerp
     if not self.sites[number].active:
         self.num_active_sites += 1
         self.sites[number].active = True
-        self.sites[number].joined_at = block.timestamp
+        self.sites[number].joined_at = self._now()
     self.sites[number].account = account
     self.sites[number].endpoint = endpoint
     self.sites[number].ca_fingerprint = ca_fingerprint
@@ -314,7 +321,7 @@ def register_node(site: String[63], kind: String[7], label: String[63], endpoint
     self.nodes[number].endpoint = endpoint
     self.nodes[number].instance = instance
     self.nodes[number].active = True
-    self.nodes[number].since = block.timestamp
+    self.nodes[number].since = self._now()
     log NodeRegistered(node=name, incarnation=incarnation)
 
 
@@ -331,7 +338,7 @@ def set_node_active(node: String[135], active: bool):
     if self.nodes[number].active == active:
         return
     self.nodes[number].active = active
-    self.nodes[number].since = block.timestamp
+    self.nodes[number].since = self._now()
     log NodeActive(node=node, active=active)
 
 

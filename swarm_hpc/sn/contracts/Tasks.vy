@@ -127,6 +127,13 @@ def __init__(at: address):
 
 @internal
 @view
+def _now() -> uint256:
+    # Seconds since 1970; the ledger's blocks are stamped in milliseconds, so that many fit into a second.
+    return block.timestamp // 1000
+
+
+@internal
+@view
 def _check_member(account: address):
     assert staticcall registry.is_member(account), "NotMember: the account speaks for no active site"
 
@@ -148,7 +155,7 @@ def _add_task(name: String[63], type: String[32], author: String[160], prereq: S
     self.num_tasks = number
     self.task_number[name] = number
     self.tasks[number] = Task(
-        name=name, type=type, author=author, prereq=prereq, outcome=outcome, finalised=False, created_at=block.timestamp, num_lines=0
+        name=name, type=type, author=author, prereq=prereq, outcome=outcome, finalised=False, created_at=self._now(), num_lines=0
     )
     log TaskCreated(task=name, type=type)
 
@@ -333,7 +340,7 @@ def _begin(number: uint256, task: String[63], num_peers: uint256, who: uint256):
     self.runners[number].state = RUNNING
     self.runners[number].task = task
     self.runners[number].target = ""
-    self.runners[number].assigned_at = block.timestamp
+    self.runners[number].assigned_at = self._now()
     self.runners[number].ended_at = 0
     if who != 0:
         self.runners[number].target = self.peers[number][who].node
@@ -410,7 +417,7 @@ def report(taskrunner: String[63], node: String[135], state: uint256, text: Stri
     self.peers[number][who].state = state
     self.peers[number][who].text = text
     self.peers[number][who].num_done = num_done
-    self.peers[number][who].at = block.timestamp
+    self.peers[number][who].at = self._now()
     log Reported(taskrunner=taskrunner, node=node, state=state, num_done=num_done)
     self._end_if_done(number)
 
@@ -445,7 +452,7 @@ def _end_if_done(number: uint256):
         self.runners[number].state = ERROR
     else:
         return
-    self.runners[number].ended_at = block.timestamp
+    self.runners[number].ended_at = self._now()
     log TaskrunnerEnded(taskrunner=self.runners[number].name, state=self.runners[number].state)
 
 

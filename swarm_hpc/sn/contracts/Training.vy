@@ -179,6 +179,13 @@ def __init__(at: address):
 
 @internal
 @view
+def _now() -> uint256:
+    # Seconds since 1970; the ledger's blocks are stamped in milliseconds, so that many fit into a second.
+    return block.timestamp // 1000
+
+
+@internal
+@view
 def _contract(name: String[63]) -> uint256:
     number: uint256 = self.contract_number[name]
     assert number != 0, "NotFound: no such training contract"
@@ -214,7 +221,7 @@ def create_contract(spec: Spec):
     self.contract_number[spec.name] = number
     self.contracts[number].spec = spec
     self.contracts[number].round = 1
-    self.contracts[number].created_at = block.timestamp
+    self.contracts[number].created_at = self._now()
     log ContractCreated(key=keccak256(spec.name), contract=spec.name)
 
 
@@ -342,7 +349,7 @@ def _waits_until(contract: uint256, number: uint256) -> uint256:
 @view
 def _replaceable(contract: uint256, number: uint256) -> bool:
     leader: uint256 = self.rounds[contract][number].leader
-    return block.timestamp > self.rounds[contract][number].leader_due or not self.participants[contract][leader].active
+    return self._now() > self.rounds[contract][number].leader_due or not self.participants[contract][leader].active
 
 
 @internal
@@ -387,8 +394,8 @@ def check_in(contract: String[63], number: uint256, node: String[135], incarnati
         self.check_in_number[id][number][who] = mine
         self.dropped[id][number][who] = False
         if mine == self.contracts[id].spec.min_peers:
-            self.rounds[id][number].quorum_at = block.timestamp
-    self.check_ins[id][number][mine] = CheckIn(participant=who, entry=entry, at=block.timestamp)
+            self.rounds[id][number].quorum_at = self._now()
+    self.check_ins[id][number][mine] = CheckIn(participant=who, entry=entry, at=self._now())
     log CheckedIn(key=keccak256(contract), contract=contract, round=number, node=node, blob=entry.blob)
 
 
@@ -417,10 +424,10 @@ def claim(contract: String[63], number: uint256, node: String[135], incarnation:
         awaited: uint256 = 0
         missing: uint256 = 0
         awaited, missing = self._awaited(id, number)
-        assert missing == 0 or block.timestamp >= self._waits_until(id, number), "NotEnoughPeers: stragglers are awaited"
+        assert missing == 0 or self._now() >= self._waits_until(id, number), "NotEnoughPeers: stragglers are awaited"
         self.rounds[id][number].state = CLAIMED
         self.rounds[id][number].num_active = awaited
-    due: uint256 = block.timestamp + self.contracts[id].spec.leader_timeout_s
+    due: uint256 = self._now() + self.contracts[id].spec.leader_timeout_s
     self.rounds[id][number].leader = who
     self.rounds[id][number].leader_due = due
     log Claimed(key=keccak256(contract), contract=contract, round=number, node=node, due=due)
@@ -488,7 +495,7 @@ def publish(contract: String[63], number: uint256, node: String[135], incarnatio
     assert merged != empty(bytes32), "ConfigError: the merged blob's hash is missing"
     self.rounds[id][number].state = PUBLISHED
     self.rounds[id][number].merged = merged
-    self.rounds[id][number].published_at = block.timestamp
+    self.rounds[id][number].published_at = self._now()
     self.contracts[id].round = number + 1
     log Published(key=keccak256(contract), contract=contract, round=number, node=node, merged=merged)
     self._complete_if_done(id)
@@ -542,13 +549,13 @@ def round_view(contract: String[63], number: uint256) -> RoundView:
         view.num_active, missing = self._awaited(id, number)
         if not view.below_min_peers:
             until: uint256 = self._waits_until(id, number)
-            if missing > 0 and until > block.timestamp:
-                view.closes_in_s = until - block.timestamp
+            if missing > 0 and until > self._now():
+                view.closes_in_s = until - self._now()
             view.closable = view.closes_in_s == 0 and not self.contracts[id].completed
     else:
         view.leader = self.participants[id][round.leader].node
     if round.state == CLAIMED:
-        view.leader_due_in_s = convert(round.leader_due, int256) - convert(block.timestamp, int256)
+        view.leader_due_in_s = convert(round.leader_due, int256) - convert(self._now(), int256)
         view.replaceable = self._replaceable(id, number)
         view.orphaned = view.replaceable and self._orphaned(id, number)
     return view

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 from eth_abi.abi import decode, encode
 from eth_utils.abi import collapse_if_tuple, event_abi_to_log_topic, function_abi_to_4byte_selector
 from eth_utils.address import to_checksum_address
 
 Abi = Mapping[str, Any]
+
+TICKS_PER_S: Final = 1000
+"""Blocks are stamped in milliseconds: Ethereum wants a later time for each, and many may fall into one second."""
 
 
 @dataclass(frozen=True, slots=True)

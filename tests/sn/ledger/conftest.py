@@ -21,6 +21,7 @@ from web3.types import RPCEndpoint, RPCResponse
 from swarm_hpc.errors import NotReachable
 from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
 from swarm_hpc.sn.consensus import Programs
+from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.embedded import EmbeddedProvider
 from swarm_hpc.sn.journal import Journal
 from swarm_hpc.sn.ledger import Founder, Ledger
@@ -33,7 +34,7 @@ MODEL = "11" * 32
 
 
 class Chain(Protocol):
-    """A chain whose time stands still until `wait`, but that each transaction takes one second."""
+    """A chain whose time stands still until `wait`, but that each transaction takes a tick."""
 
     def ledger(self, number: int) -> Ledger:
         """The ledger as account `number` uses it; the first one founds it."""
@@ -49,12 +50,12 @@ class EmbeddedChain:
         self._not_before = START
         self.provider = EmbeddedProvider(Journal(None, 48125), clock=self._now)
 
-    def _now(self) -> int:
+    def _now(self) -> float:
         newest = self.provider.make_request("eth_getBlockByNumber", ["latest"])["result"]
-        return max(self._not_before, int(newest["timestamp"], 16) + 1)
+        return max(self._not_before, (int(newest["timestamp"], 16) + 1) / TICKS_PER_S)
 
     def wait(self, seconds: int) -> None:
-        self._not_before = self._now() + seconds
+        self._not_before = int(self._now()) + seconds
 
     def ledger(self, number: int) -> Ledger:
         account = Account.from_key((1000 + number).to_bytes(32, "big"))
@@ -85,12 +86,13 @@ class PyEvmChain:
         self._backend = PyEVMBackend()
         self._tester = EthereumTester(self._backend)
         self.provider = PyEvmProvider(self._tester)
-        self._tester.time_travel(START)
+        # Not the tester's own: it takes seconds of our century only.
+        self._backend.time_travel(START * TICKS_PER_S)
 
     def wait(self, seconds: int) -> None:
         if seconds:
-            newest = self._tester.get_block_by_number("latest")["timestamp"]
-            self._tester.time_travel(newest + 1 + seconds)
+            now = self._tester.get_block_by_number("pending")["timestamp"]
+            self._backend.time_travel((now // TICKS_PER_S + seconds) * TICKS_PER_S)
 
     def ledger(self, number: int) -> Ledger:
         account = Account.from_key(self._backend.account_keys[number].to_bytes())
@@ -101,13 +103,13 @@ class PyEvmChain:
 
 
 class MovedClock:
-    """One clock for all sites of a network: a second after the newest block of the site that asks, or later."""
+    """One clock for all sites of a network: a tick after the newest block of the site that asks, or later."""
 
     def __init__(self) -> None:
         self.not_before = START
 
     def __call__(self, site: lab.LabSite) -> float:
-        return max(self.not_before, site.block_time() + 1)
+        return max(self.not_before, (site.block_time_ms() + 1) / TICKS_PER_S)
 
 
 class InStepProvider(BaseProvider):
@@ -153,7 +155,7 @@ class GethChain:
         return Ledger(provider, lab.account(number), kind="geth", found=FOUNDER, registry=self._registry)
 
     def wait(self, seconds: int) -> None:
-        self._clock.not_before = self._network.sites[0].consensus.now() + seconds
+        self._clock.not_before = self._network.sites[0].consensus.now_ms() // TICKS_PER_S + seconds
 
     def close(self) -> None:
         """The network goes on."""

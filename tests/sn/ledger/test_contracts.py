@@ -10,7 +10,7 @@ from eth_abi.exceptions import EncodingError
 from eth_utils.crypto import keccak
 
 import swarm_hpc.sn.contracts
-from swarm_hpc.sn.contracts import artifact
+from swarm_hpc.sn.contracts import TICKS_PER_S, artifact
 from swarm_hpc.sn.contracts.compile import CONTRACTS, compiled, source_digest
 from swarm_hpc.sn.ledger import SCHEMA
 
@@ -42,6 +42,13 @@ def test_a_contract_fits_the_size_limit(name):
 
 def test_the_program_knows_the_schema_that_the_contract_states():
     assert f"SCHEMA: constant(uint256) = {SCHEMA}\n" in (FOLDER / "Registry.vy").read_text()
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_contract_counts_in_seconds_what_blocks_are_stamped_with(name):
+    source = (FOLDER / f"{name}.vy").read_text()
+    assert f"return block.timestamp // {TICKS_PER_S}\n" in source
+    assert source.count("block.timestamp") == 1
 
 
 def test_a_call_is_encoded_as_the_abi_says():

@@ -94,7 +94,7 @@ def test_below_min_peers_the_round_opens_again_and_counts_its_quorum_anew(claime
     claimed.wait(100)
     claimed.check_in(B, blob=5)
     left = ledger.round("heart", 1).closes_in_s
-    assert left == 29, "C is active and waited for, from the new quorum on"
+    assert left == 30, "C is active and waited for, from the new quorum on"
     claimed.check_in(C)
     ledger.claim("heart", 1, B, 1)
     assert nodes(ledger) == {A, B, C}
