@@ -94,7 +94,7 @@ class Participant:
                 case rounds.Over():
                     return Outcome(contract=view.contract, round=number)
                 case rounds.Wait(reason, at_most_s):
-                    self.reason, wait_s = reason, at_most_s
+                    self.reason, wait_s = view.halted or reason, at_most_s
                 case action:
                     wait_s = await self._act(action, view, mine)
             if time.monotonic() >= deadline:

@@ -196,10 +196,11 @@ class Training:
     async def _until_completed(self) -> None:
         """Wait for the others; TimedOut when no round comes to an end for `max_wait_s`."""
         cursor, number, since = 0, self.contract.round, time.monotonic()
+        halted = ""
         while self.contract.state is ContractState.TRAINING:
-            self._participant.reason = why_standing(self.contract)
+            self._participant.reason = halted or why_standing(self.contract)
             view = await self._sn.round(self._name, self.contract.round, after=cursor, wait_s=LOOK_AGAIN_S)
-            cursor, self.contract = view.cursor, view.contract
+            cursor, self.contract, halted = view.cursor, view.contract, view.halted
             if self.contract.round != number:
                 number, since = self.contract.round, time.monotonic()
             if time.monotonic() - since > self._part.rules.max_wait_s:

@@ -256,7 +256,7 @@ class Chain:
                 if used:
                     return None
             if time.monotonic() > deadline:
-                why = self._halted() or f"no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s"
+                why = self.halted() or f"no block took the transaction within {RECEIPT_TIMEOUT_S:.0f} s"
                 raise LedgerHalted(f"{what}: {why}")
             if time.monotonic() > again_at:
                 again_at += RESEND_S
@@ -281,10 +281,11 @@ class Chain:
         return int(self._w3.eth.get_transaction_count(self._account.address, "latest"))
 
     def _check_running(self, what: str) -> None:
-        if why := self._halted():
+        if why := self.halted():
             raise LedgerHalted(f"{what}: {why}")
 
-    def _halted(self) -> str:
+    def halted(self) -> str:
+        """Why no block can be made now; empty while they can."""
         ask = getattr(self._provider, "halted", None)
         return str(ask()) if ask is not None else ""
 

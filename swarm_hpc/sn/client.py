@@ -57,6 +57,8 @@ class RoundView:
     cursor: int
     round: Round
     contract: TrainingContract
+    halted: str = ""
+    """Why nothing can be written to the ledger at this time, so that the round cannot go on either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,6 +156,10 @@ class Ledger(TaskLedger):
         """Ledger time, seconds since 1970: what the next transaction would be stamped with."""
         return self._chain.now()
 
+    def halted(self) -> str:
+        """Why nothing can be written now, and who is missing; empty while the ledger goes on."""
+        return self._chain.halted()
+
     def status(self) -> LedgerStatus:
         """Height and size of the ledger."""
         height = self._chain.height()

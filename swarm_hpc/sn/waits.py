@@ -51,7 +51,12 @@ async def _view(live: LiveLedger, contract: str, number: int) -> RoundView:
     cursor = live.cursor
 
     def ask(ledger: Ledger) -> RoundView:
-        return RoundView(cursor=cursor, contract=ledger.contract(contract), round=ledger.round(contract, number))
+        return RoundView(
+            cursor=cursor,
+            round=ledger.round(contract, number),
+            contract=ledger.contract(contract),
+            halted=ledger.halted(),
+        )
 
     return await live.read(ask)
 

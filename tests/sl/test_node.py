@@ -23,8 +23,33 @@ from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform, 
 from swarm_hpc.sl.node import live, run
 from swarm_hpc.sl.participant import Participant
 from swarm_hpc.sl.verify import verify_rounds
+from swarm_hpc.sn.ledger import Ledger
 
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
+
+
+@pytest.mark.slow
+@gateway_only
+@pytest.mark.parametrize("finished", [False, True], ids=["in a round", "finished"])
+async def test_a_node_that_only_waits_says_when_the_ledger_stands_still(swarm, monkeypatch, finished):
+    async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
+        alpha, beta, gamma = map(swarm.program, ("alpha", "beta", "gamma"))
+        for one in (alpha, beta, gamma):
+            await one.open()
+        waiting = asyncio.create_task(alpha.finish(FinishMode.INACTIVE) if finished else alpha.sync())
+        await _until(lambda: any("beta/sl/sl" in reason for reason in alpha.reasons))
+        monkeypatch.setattr(Ledger, "halted", lambda _self: "the ledger stands still; missing: delta")
+        beta.close()  # news, so that alpha looks
+        await _until(lambda: any("missing: delta" in reason for reason in alpha.reasons))
+        alpha.close()
+        with pytest.raises(NotReachable):
+            await waiting
+
+
+async def _until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("transfer", TransferMode, indirect=True)
