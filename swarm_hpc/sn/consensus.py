@@ -34,6 +34,7 @@ from swarm_hpc.sn.geth import Engine, EngineFault, GethProcess, GethRpc, Payload
 from swarm_hpc.sn.heights import Heights
 from swarm_hpc.sn.network import Network
 from swarm_hpc.sn.powers import UNIT, Standing, address_of, has_quorum
+from swarm_hpc.sn.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ _PAUSE_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between starts that did not last."""
 _MAX_LOG_BYTES: Final = 16 << 20
 _LOOK_UP_S: Final = 2.0
-"""How long CometBFT may take for a question of ours: one that hangs must not make a status hang."""
+"""How long a program may take for a question of ours: one that hangs must not make a status hang."""
 _COMMITS_LOOKED_AT: Final = 20
 
 
@@ -190,8 +191,25 @@ class Consensus:
             self._heights.clear()
             self._geth.init(self.network.geth_genesis)
             self._wipe = False
+        elif self._geth.is_alive and not self._geth_answers():
+            log.warning("geth runs and does not answer: it is started again")
+            self._geth.stop()
         if not self._geth.is_alive:
             self._geth.start()
+
+    def _geth_answers(self) -> bool:
+        try:
+            self._ask_geth()
+        except SwarmError:
+            return False
+        return True
+
+    def _ask_geth(self) -> None:
+        rpc = GethRpc(self._geth.socket, call_s=_LOOK_UP_S)
+        try:
+            rpc.call("eth_chainId")
+        finally:
+            rpc.close()
 
     def _bring_to_epoch(self, engine: Engine) -> None:
         """Let geth come to the block that this epoch goes on from, if it is before."""
@@ -210,6 +228,10 @@ class Consensus:
         return self._epoch.comet_genesis(self.network) if self._epoch is not None else self.network.comet_genesis
 
     def _watch(self, server: AbciServer) -> None:
+        pulses = (
+            Pulse("geth", self._ask_geth, self._geth.stop),
+            Pulse("CometBFT", lambda: self.comet.call("health", timeout_s=_LOOK_UP_S), self._comet.stop),
+        )
         while not self._stopping.wait(_LOOK_S):
             if server.fault is not None:
                 raise server.fault
@@ -220,6 +242,9 @@ class Consensus:
             if not self._running.is_set() and self._answers():
                 self._fault = None
                 self._running.set()
+            if self._running.is_set():  # until then CometBFT replays blocks, and may take its time
+                for pulse in pulses:
+                    pulse.check()
             for file in self._logs.values():
                 _rotate(file)
 

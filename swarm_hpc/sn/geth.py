@@ -59,8 +59,9 @@ class EngineFault(LedgerError):
 class GethRpc:
     """JSON-RPC to geth over its Unix socket, a connection per thread. NotReachable while it does not answer."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, call_s: float = _CALL_S) -> None:
+        """`call_s` is how long an answer may take."""
+        self._path, self._call_s = path, call_s
         self._local = threading.local()
 
     def call(self, method: str, *params: object) -> Any:
@@ -97,7 +98,7 @@ class GethRpc:
             fresh = getattr(self._local, "link", None) is None
             try:
                 if fresh:
-                    self._local.link = _Link(self._path)
+                    self._local.link = _Link(self._path, self._call_s)
                 link: _Link = self._local.link
                 return link.exchange(request)
             except OSError as exc:
@@ -109,9 +110,9 @@ class GethRpc:
 
 
 class _Link:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, call_s: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_CALL_S)
+        self._socket.settimeout(call_s)
         try:
             self._socket.connect(str(path))
         except BaseException:

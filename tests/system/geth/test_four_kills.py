@@ -57,6 +57,16 @@ def test_each_process_of_each_site_can_be_killed_alone_at_any_moment(four):
         load.await_part(*four.names)
 
 
+@pytest.mark.parametrize("part", ["geth", "cometbft"])
+def test_a_program_that_hangs_is_started_again_without_anybodys_help(four, part):
+    with trained(four, contract=f"hangs-{part}") as load:
+        hanging = four.until(lambda: four.sites["gamma"].child(part), f"gamma to have a {part}")
+        hanging.suspend()
+        four.until(lambda: not hanging.is_running(), f"the {part} that hangs to be ended")
+        four.await_whole()
+        load.await_part("gamma")
+
+
 def test_training_goes_on_without_a_site_that_catches_up_by_itself(four):
     """Down for 60 s with SWARM_HPC_LONG_TESTS=1, else for 20 s."""
     with trained(four, contract="absence") as load:
