@@ -63,5 +63,5 @@ def test_a_partition_of_over_five_minutes_heals_by_itself(four):
         four.linger(330.0)
         load.await_rounds(1)
         four.relays.heal()
-        four.await_whole()
+        four.await_whole(patience_s=300.0)  # it takes over several hundred blocks
         load.await_part(*four.names)
