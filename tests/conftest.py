@@ -24,6 +24,7 @@ from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
 from swarm_hpc.sn.programs import find_program
+from tests.lab.slurm import find_slurm
 
 TRUST_DOMAIN = "swarm.test"
 
@@ -46,7 +47,7 @@ def find_ledger_programs() -> LedgerPrograms | str:
 
 
 # What a mark stands for: a function that gives the reason where this machine cannot offer it.
-NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs}
+NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs, "slurm": find_slurm}
 
 
 def cannot_run(reason: str) -> NoReturn:

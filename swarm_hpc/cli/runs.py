@@ -8,16 +8,13 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, console, settings_arguments
 from swarm_hpc.cli.programs import find_programs
-from swarm_hpc.cli.settings import load
+from swarm_hpc.cli.settings import EXAMPLES, load
 from swarm_hpc.cli.target import client_of, split_target, target_arguments
 from swarm_hpc.errors import ConfigError
-
-EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
 
 
 def _local(options: argparse.Namespace) -> int:
