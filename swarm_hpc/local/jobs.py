@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Final
 
 from swarm_hpc.config import ClientConfig, ConnectionConfig, SiteConfig
-from swarm_hpc.errors import NotReachable, TimedOut
+from swarm_hpc.errors import SlurmError, SlurmMissing, SwarmError
 from swarm_hpc.local.swarm import fetch_status
 from swarm_hpc.records import NodeStatus
 from swarm_hpc.slurm.plan import node_prefix
-from swarm_hpc.slurm.query import Job
+from swarm_hpc.slurm.query import Job, fetch_jobs
+
+log = logging.getLogger(__name__)
 
 _ASK_S: Final = 3.0
+
+
+def fetch_ours() -> tuple[Job, ...] | None:
+    """The training jobs of this host's cluster that are not over; None where there is no Slurm, or no answer of it."""
+    try:
+        return fetch_jobs(now=time.time())
+    except SlurmMissing as exc:
+        log.debug("no jobs to show: %s", exc)
+    except SlurmError as exc:
+        log.warning("the jobs cannot be shown: %s", exc)
+    return None
 
 
 def describe(job: Job, progress: str = "") -> str:
@@ -22,11 +37,11 @@ def describe(job: Job, progress: str = "") -> str:
 
 
 def fetch_progress(site: SiteConfig, job_id: str) -> str:
-    """What the SN last heard from the job's node that is furthest behind; empty where it has heard nothing."""
+    """What the SN last heard from the job's node that is furthest behind: nothing yet is empty, or why it is unknown."""
     config = ClientConfig(sn=site.sn, identity=site.identity, connection=ConnectionConfig(connect_timeout_s=_ASK_S))
     try:
         nodes = fetch_status(config).nodes
-    except (NotReachable, TimedOut) as exc:
+    except SwarmError as exc:  # it is the job that is followed, and that goes on
         return f"(no news of the training: {exc})"
     prefix = node_prefix(site.name, job_id)
     ours = [one for one in nodes if one.node.name.startswith(prefix) and one.node.active]

@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from swarm_hpc.errors import ProtocolError, SlurmError, SlurmMissing
 from swarm_hpc.slurm.plan import PREFIX
@@ -63,6 +63,10 @@ class Job:
     def gpu_hours(self) -> float:
         """Since its latest start: what went before a requeue only slurmdbd knows."""
         return self.num_gpus * self.ran_s / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {**asdict(self), "gpu_hours": round(self.gpu_hours, 3)}
 
 
 def fetch_jobs(ids: Sequence[str] = (), *, now: float) -> tuple[Job, ...]:

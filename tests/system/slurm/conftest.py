@@ -17,20 +17,15 @@ import yaml
 from swarm_hpc.config import ExperimentConfig, LocalConfig
 from swarm_hpc.local.folder import RunFolder
 from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status, sl_name
-from swarm_hpc.records import Platform, Round, RoundState
-from tests.lab.slurm import Cluster, clusters, until
+from swarm_hpc.records import NodeStatus, Platform, Round, RoundState
+from tests.lab.slurm import Cluster, until
 
 SITES = ("alpha", "beta")
 COMMAND_S = 300.0
 PATIENCE_S = 90.0
+TINY = "tiny"
+PROGRAM = Path(__file__).parents[1] / "programs" / "tiny.py"
 SBATCH = Path(__file__).parents[3] / "sbatch"
-
-
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[dict[str, Cluster]]:
-    """The clusters of all sites, for the whole session."""
-    with clusters(*SITES) as up:
-        yield up
 
 
 @dataclass
@@ -59,6 +54,28 @@ class Network:
             **changes,
         }
         (self.profiles / "site" / f"{site}.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
+
+    def write_tiny(self) -> None:
+        """DIR/experiment/tiny.yaml: a training that lasts until the file LAST_ROUND says that it is enough."""
+        experiment = {
+            "name": TINY,
+            "metric": "mean",
+            "platform": "pytorch",
+            "prepare": [],
+            "train": ["python", str(PROGRAM)],
+            "env": {"LAST_ROUND": str(self._last_round), "TARGET": 1},
+        }
+        (self.profiles / "experiment").mkdir()
+        text = yaml.safe_dump(experiment, sort_keys=False)
+        (self.profiles / "experiment" / f"{TINY}.yaml").write_text(f"# @package experiment\n{text}")
+
+    @property
+    def _last_round(self) -> Path:
+        return self.folder.root / "last-round"
+
+    def let_finish(self) -> None:
+        """Every training of TINY ends a few rounds from now."""
+        self._last_round.write_text(str(len(self.rounds(TINY)) + 3))
 
     def run_dir(self, site: str) -> Path:
         return self.folder.root / f"{site}-jobs"
@@ -100,6 +117,11 @@ class Network:
         )
         return found
 
+    def node(self, site: str, job: str, task: int = 0) -> NodeStatus | None:
+        """What the SN says of a task's node."""
+        nodes = fetch_status(self.swarm.client()).nodes
+        return next((one for one in nodes if one.node.name == f"{site}/sl/job-{job}-{task}"), None)
+
     def rounds(self, contract: str) -> list[Round]:
         """The published rounds so far."""
         if not any(one.spec.name == contract for one in fetch_status(self.swarm.client()).contracts):
@@ -121,7 +143,7 @@ def sites_of(one: Round) -> set[str]:
 
 
 @pytest.fixture
-def network(tmp_path: Path, slurm: dict[str, Cluster]) -> Iterator[Callable[..., Network]]:
+def network(tmp_path: Path, slurm_clusters: dict[str, Cluster]) -> Iterator[Callable[..., Network]]:
     """Makes a network whose SN runs; afterwards no job and no process is left."""
     made: list[Network] = []
 
@@ -131,16 +153,17 @@ def network(tmp_path: Path, slurm: dict[str, Cluster]) -> Iterator[Callable[...,
         config.round.min_peers = 1
         config.transfer.keep_rounds = 0
         folder = RunFolder.create(tmp_path / "run")
-        one = Network(Swarm(config, folder, SITES), folder, slurm)
+        one = Network(Swarm(config, folder, SITES), folder, slurm_clusters)
         made.append(one)
         one.swarm.make_certificates()
         one.swarm.start_sn()
+        one.write_tiny()
         for site in SITES:
             one.write_profile(site, **profile)
         return one
 
     yield make
     for one in made:
-        for cluster in slurm.values():
+        for cluster in slurm_clusters.values():
             cluster.cancel_all()
         one.swarm.stop()

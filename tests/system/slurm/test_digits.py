@@ -35,7 +35,14 @@ def test_both_sites_gain_and_the_ledger_can_be_verified(network: Callable[..., N
     data = tmp_path / "data"
     deal(data)
     words = {site: ("experiment=digits", "merge=geomedian", f"data_dir={data / site}") for site in SITES}
-    jobs = {"alpha": net.submit("alpha", *words["alpha"]), "beta": net.sbatch("beta", *words["beta"])}
+    jobs = {"beta": net.sbatch("beta", *words["beta"])}
+    followed = net.command(
+        "alpha", "submit", "site=alpha", "--config-dir", str(net.profiles), *words["alpha"], "--wait", "poll_s=1"
+    )
+    assert followed.returncode == 0, f"{followed.stderr}\n{net.log('beta', jobs['beta'])}"
+    jobs["alpha"] = followed.stdout.strip()
+    assert f"job {jobs['alpha']}: RUNNING on alpha1: epoch " in followed.stderr
+    assert f"job {jobs['alpha']}: COMPLETED on alpha1" in followed.stderr
     for site, job in jobs.items():
         net.end(site, job)
         assert not net.slurm[site].processes_of(job)
