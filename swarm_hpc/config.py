@@ -325,8 +325,10 @@ class SiteConfig:
 
     name: str
     """Name of the site, as in its certificates."""
-    sn: str
+    sn: str = ""
     """host:port of the site's SN, as the compute nodes reach it."""
+    sn_file: str = ""
+    """Where the SN runs as a job: the endpoint.json in its data_dir, which says where it is; goes with an empty sn."""
     identity: IdentityConfig
     """Certificate of the site's jobs: one of kind sl serves all their tasks."""
     data_dir: str = "data"
@@ -374,6 +376,8 @@ class SiteConfig:
 
     def __post_init__(self) -> None:
         label(self, "name")
+        if bool(self.sn) == bool(self.sn_file):
+            raise ConfigError("sn: give the host:port of the site's SN, or sn_file, but not both")
         at_least(self, 1, "nodes", "tasks_per_node", "cpus_per_task")
         at_least(self, 0, "gpus_per_task", "warning_s")
         one_line(self)

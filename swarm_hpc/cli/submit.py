@@ -24,12 +24,16 @@ SITE_VARIABLE: Final = "SWARM_HPC_SITE"
 
 
 def task_settings(options: argparse.Namespace) -> SlConfig:
-    """The SL node of the Slurm task that this process is. NotInJob, ConfigError."""
+    """The SL node of the Slurm task that this process is. NotInJob, ConfigError; NotReachable: no SN came up."""
+    from swarm_hpc.slurm.endpoint import find_sn
     from swarm_hpc.slurm.environment import read_task
     from swarm_hpc.slurm.plan import plan_task
 
     task = read_task(os.environ, Path.cwd())
-    config = plan_task(_load(options), task, EXAMPLES)
+    settings = _load(options)
+    config = plan_task(settings, task, EXAMPLES)
+    logs.start(config.name, options.log_level)
+    config.sn = find_sn(settings.site, timeout_s=settings.round.max_wait_s)
     Path(config.program.cwd).mkdir(parents=True, exist_ok=True)
     return config
 

@@ -10,6 +10,7 @@ from swarm_hpc.config import ClientConfig, ConnectionConfig, SiteConfig
 from swarm_hpc.errors import SlurmError, SlurmMissing, SwarmError
 from swarm_hpc.local.swarm import fetch_status
 from swarm_hpc.records import NodeStatus
+from swarm_hpc.slurm.endpoint import find_sn
 from swarm_hpc.slurm.plan import node_prefix
 from swarm_hpc.slurm.query import Job, fetch_jobs
 
@@ -37,9 +38,10 @@ def describe(job: Job, progress: str = "") -> str:
 
 
 def fetch_progress(site: SiteConfig, job_id: str) -> str:
-    """What the SN last heard from the job's node that is furthest behind: nothing yet is empty, or why it is unknown."""
-    config = ClientConfig(sn=site.sn, identity=site.identity, connection=ConnectionConfig(connect_timeout_s=_ASK_S))
+    """What the SN last heard from the job's node that is furthest behind, or why that is unknown."""
     try:
+        sn = find_sn(site, timeout_s=0.0)
+        config = ClientConfig(sn=sn, identity=site.identity, connection=ConnectionConfig(connect_timeout_s=_ASK_S))
         nodes = fetch_status(config).nodes
     except SwarmError as exc:  # it is the job that is followed, and that goes on
         return f"(no news of the training: {exc})"

@@ -13,6 +13,16 @@ from swarm_hpc.slurm.environment import Task
 
 PREFIX: Final = "swarm"
 """Names of our jobs are this, or begin with it and a dash."""
+# To the batch shell alone: USR2 would end a task that does not know it. Not USR1, which NCCL may take.
+_WARNING: Final = "B:USR2@{}"
+_ABOUT_TRAINING: Final = """\
+# One site's part in a swarm training: each task is an SL node with the site's training program.
+# sbatch SCRIPT experiment=digits site=alpha ... takes the settings of swarm-hpc submit, which makes such a script, too.
+"""
+_ABOUT_SN: Final = """\
+# A site's SN as a job, where there is no service node for it. data_dir, on the shared file system, is its whole memory;
+# endpoint.json in it says where the SN is. sbatch SCRIPT data_dir=... takes the settings of swarm-hpc sn.
+"""
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -20,17 +30,19 @@ _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class JobPlan:
     """What sbatch is asked for, and what the job runs. script.py makes the text."""
 
+    about: str
+    """What the job is, as comments."""
     options: tuple[str, ...]
     """Options of sbatch, in order."""
     setup: tuple[str, ...]
     """Lines of bash before the tasks."""
     command: str
-    """How swarm-hpc is called, in bash."""
+    """What each task runs, in bash."""
     words: tuple[str, ...] | None
-    """Words of every task's command line; None: those that sbatch is given after the script's name."""
-    mpi: str
-    scratch: str
-    requeues_itself: bool
+    """Settings at the end of its command line; None: those that sbatch is given after the script's name."""
+    mpi: str = "none"
+    scratch: str = ""
+    requeues_itself: bool = False
     """Near the time limit."""
 
 
@@ -54,17 +66,40 @@ def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | No
         "mem": site.mem,
         "gpus-per-task": str(site.gpus_per_task or ""),
         "gres": site.gres,
-        "signal": f"B:USR2@{site.warning_s}" if requeues_itself else "",
+        "signal": _WARNING.format(site.warning_s) if requeues_itself else "",
     }
     options = [f"--{key}={value}" for key, value in chosen.items() if value]
     return JobPlan(
+        about=_ABOUT_TRAINING,
         options=(*options, "--requeue" if site.requeue else "--no-requeue", *site.sbatch),
         setup=(*(f"module load {module}" for module in site.modules), *site.setup),
-        command=site.command,
+        command=f"{site.command} sl --task",
         words=None if words is None else tuple(words),
         mpi=site.mpi,
         scratch=site.scratch,
         requeues_itself=requeues_itself,
+    )
+
+
+def plan_sn() -> JobPlan:
+    """A site's SN as a job, for sites without a service node; its settings are given to sbatch."""
+    name = f"{PREFIX}-sn"
+    chosen = {
+        "job-name": name,
+        "output": f"{name}-%j.log",
+        "open-mode": "append",
+        "nodes": "1",
+        "ntasks": "1",
+        "cpus-per-task": "2",
+        "signal": _WARNING.format(120),
+    }
+    return JobPlan(
+        about=_ABOUT_SN,
+        options=(*(f"--{key}={value}" for key, value in chosen.items()), "--requeue"),
+        setup=(),
+        command='swarm-hpc sn host=0.0.0.0 advertise="$(hostname)"',
+        words=None,
+        requeues_itself=True,
     )
 
 

@@ -7,25 +7,21 @@ from typing import Final
 
 from swarm_hpc.slurm.plan import JobPlan
 
-_HEAD: Final = """\
-#!/bin/bash
-# One site's part in a swarm training: each task is an SL node with the site's training program.
-# sbatch SCRIPT experiment=digits site=alpha ... takes the settings of swarm-hpc submit, which makes such a script, too.
-"""
 # SIGTERM (scancel, preemption, requeue) reaches every task by itself; bash only waits until all have ended in order.
 _REQUEUE: Final = """
-# Near the time limit: back into the queue, under the same ID. Its nodes then go on where the swarm is.
+# Near the time limit: back into the queue, under the same ID.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR2
 """
 _SCRATCH: Final = """
-export TMPDIR="{folder}/swarm-$SLURM_JOB_ID"
+scratch="{folder}/swarm-$SLURM_JOB_ID"
 on_every_node() {{ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --mpi=none "$@"; }}
-on_every_node mkdir -p "$TMPDIR"
+on_every_node mkdir -p "$scratch"
+export TMPDIR="$scratch"
 """
 _RUN: Final = """
 # Slurm tells every task about scancel, preemption and the like; bash waits until they have ended in order.
 trap : TERM
-srun --mpi={mpi} --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" --kill-on-bad-exit=1 {command} sl --task {words} &
+srun --mpi={mpi} --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" --kill-on-bad-exit=1 {command} {words} &
 while kill -0 $! 2>/dev/null; do
     wait $! || true
 done
@@ -39,14 +35,15 @@ def script(plan: JobPlan) -> str:
     words = '"$@"' if plan.words is None else shlex.join(plan.words)
     return "".join(
         [
-            _HEAD,
+            "#!/bin/bash\n",
+            plan.about,
             *(f"#SBATCH {_option(option)}\n" for option in plan.options),
             "\nset -e\n",
             *(f"{line}\n" for line in plan.setup),
             _SCRATCH.format(folder=plan.scratch) if plan.scratch else "",
             _REQUEUE if plan.requeues_itself else "",
             _RUN.format(mpi=plan.mpi, command=plan.command, words=words),
-            'on_every_node rm -rf "$TMPDIR"\n' if plan.scratch else "",
+            'on_every_node rm -rf "$scratch"\n' if plan.scratch else "",
             'exit "$status"\n',
         ]
     )

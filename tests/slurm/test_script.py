@@ -10,7 +10,7 @@ import pytest
 
 from swarm_hpc.config import IdentityConfig, SiteConfig
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.slurm.plan import PREFIX, plan_job
+from swarm_hpc.slurm.plan import PREFIX, plan_job, plan_sn
 from swarm_hpc.slurm.script import script
 
 GOLDEN = Path(__file__).parents[2] / "sbatch"
@@ -28,6 +28,10 @@ def text(*words: str, **changes: Any) -> str:
 def test_the_committed_script_is_that_of_the_default_profile_with_the_words_of_sbatch() -> None:
     plan = plan_job(profile(), name=PREFIX, log=f"{PREFIX}-%j.log", words=None)
     assert (GOLDEN / "swarm_run.sbatch").read_text() == script(plan)
+
+
+def test_the_committed_script_of_an_sn_is_the_one_that_is_planned() -> None:
+    assert (GOLDEN / "sn.sbatch").read_text() == script(plan_sn())
 
 
 def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None:
@@ -64,7 +68,7 @@ def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None
         ({"modules": ["cuda"], "setup": ["source v/bin/activate"]}, "module load cuda\nsource v/bin/activate\n"),
         ({"mpi": "pmi2"}, "\nsrun --mpi=pmi2 "),
         ({"command": "python -m swarm_hpc.cli"}, " python -m swarm_hpc.cli sl --task "),
-        ({"scratch": "/local/$USER"}, '\nexport TMPDIR="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
+        ({"scratch": "/local/$USER"}, '\nscratch="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
         ({"requeue": False}, "#SBATCH --no-requeue\n"),
         ({"warning_s": 120}, "\ntrap 'scontrol requeue \"$SLURM_JOB_ID\"' USR2\n"),
         ({"warning_s": 300}, "#SBATCH --signal=B:USR2@300\n"),
@@ -106,6 +110,8 @@ def test_bash_can_read_it(changes: dict[str, Any]) -> None:
         ({"nodes": 0}, "nodes: 0 must be at least 1"),
         ({"warning_s": -1}, "warning_s: -1 must be at least 0"),
         ({"name": "a b"}, "name: 'a b'"),
+        ({"sn": ""}, "sn: give the host:port of the site's SN, or sn_file"),
+        ({"sn_file": "endpoint.json"}, "but not both"),
     ],
 )
 def test_a_profile_that_cannot_be_is_refused(changes: dict[str, Any], expected: str) -> None:

@@ -162,3 +162,24 @@ def test_a_followed_job_that_fails_is_a_failure_with_its_log(
     )
     assert found, err
     assert "trust bundle b.json: No such file" in Path(found[2]).read_text()
+
+
+@pytest.mark.slurm
+def test_each_task_has_cpus_a_gpu_and_a_folder_on_its_nodes_disk_that_is_removed(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    program, scratch = Path("program").absolute(), Path("scratch").absolute()
+    program.write_text(
+        '#!/bin/bash\necho "$SLURMD_NODENAME $SLURM_CPUS_PER_TASK $CUDA_VISIBLE_DEVICES $TMPDIR" ; ls -d "$TMPDIR"\n'
+    )
+    program.chmod(0o755)
+    words = ["site.nodes=2", "site.tasks_per_node=2", "site.gpus_per_task=1", "site.cpus_per_task=2"]
+    words += [f"site.command={program}", f"site.scratch={scratch}", "poll_s=0.3"]
+    code, out, err = submit(capsys, profiles, *words, "--wait")
+    assert code == 0, err
+    log = Path("runs", f"slurm-{out.strip()}.log").read_text()
+    lines = [line for line in log.splitlines() if not line.startswith("srun:")]  # it may have to wait for the nodes
+    tmpdir = scratch / f"swarm-{out.strip()}"
+    tasks = [f"{node} 2 {gpu} {tmpdir}" for node in ("alpha1", "alpha2") for gpu in (0, 1)]
+    assert sorted(lines) == sorted([*tasks, *[str(tmpdir)] * 4])
+    assert list(scratch.iterdir()) == []

@@ -47,7 +47,7 @@ class Network:
         profile = {
             "defaults": ["generic", "_self_"],
             "name": site,
-            "sn": self.swarm.client().sn,
+            "sn": "" if "sn_file" in changes else self.swarm.client().sn,
             "identity": {"cert": identity.cert, "key": identity.key, "bundle": identity.bundle},
             "run_dir": str(self.run_dir(site)),
             "command": f"{sys.executable} -m swarm_hpc.cli",
@@ -94,10 +94,13 @@ class Network:
 
     def sbatch(self, site: str, *words: str) -> str:
         """`sbatch sbatch/swarm_run.sbatch`; the job's ID."""
-        script = SBATCH / "swarm_run.sbatch"
+        return self.sbatch_file(site, "swarm_run", f"site={site}", "--config-dir", str(self.profiles), *words)
+
+    def sbatch_file(self, site: str, name: str, *words: str) -> str:
+        """`sbatch sbatch/NAME.sbatch`, with swarm-hpc in PATH; the job's ID."""
         env = {**ONE_THREAD, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{self.slurm[site].env['PATH']}"}
-        given = [f"site={site}", "--config-dir", str(self.profiles), *words]
-        return self.slurm[site].run("sbatch", "--parsable", script, *given, env=env, cwd=self.folder.root)
+        script = SBATCH / f"{name}.sbatch"
+        return self.slurm[site].run("sbatch", "--parsable", script, *words, env=env, cwd=self.folder.root)
 
     def end(self, site: str, job: str, patience_s: float = COMMAND_S) -> None:
         """Wait until the job has finished its work."""
@@ -144,10 +147,10 @@ def sites_of(one: Round) -> set[str]:
 
 @pytest.fixture
 def network(tmp_path: Path, slurm_clusters: dict[str, Cluster]) -> Iterator[Callable[..., Network]]:
-    """Makes a network whose SN runs; afterwards no job and no process is left."""
+    """Makes a network, by default with its SN and profiles; afterwards no job and no process is left."""
     made: list[Network] = []
 
-    def make(**profile: Any) -> Network:
+    def make(*, sn: bool = True) -> Network:
         experiment = ExperimentConfig(name="any", metric="any", platform=Platform.PYTORCH, prepare=[], train=[])
         config = LocalConfig(experiment=experiment, sites=len(SITES), lease_s=5.0)
         config.round.min_peers = 1
@@ -156,10 +159,11 @@ def network(tmp_path: Path, slurm_clusters: dict[str, Cluster]) -> Iterator[Call
         one = Network(Swarm(config, folder, SITES), folder, slurm_clusters)
         made.append(one)
         one.swarm.make_certificates()
-        one.swarm.start_sn()
         one.write_tiny()
-        for site in SITES:
-            one.write_profile(site, **profile)
+        if sn:
+            one.swarm.start_sn()
+            for site in SITES:
+                one.write_profile(site)
         return one
 
     yield make
