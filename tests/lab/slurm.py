@@ -9,13 +9,14 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +95,7 @@ class Cluster:
 
     site: str
     folder: Path
+    daemons: dict[str, Process] = field(default_factory=dict, repr=False)
 
     @property
     def env(self) -> dict[str, str]:
@@ -151,6 +153,44 @@ class Cluster:
         mine = env.get("SLURM_CONF") == self.env["SLURM_CONF"] and its_job is not None and its_job == (job or its_job)
         return mine and status != psutil.STATUS_ZOMBIE
 
+    def start(self, name: str, program: str, *words: str | Path) -> Process:
+        """Start one of its daemons."""
+        command = [str(_which(program)), *map(str, words)]
+        log = self.folder / f"{name}.log"
+        self.daemons[name] = Process.start(f"{self.site}-{name}", command, log=log, env=self.env)
+        return self.daemons[name]
+
+    def start_node(self, node: str) -> None:
+        self.start(node, "slurmd", "-D", "-N", node, "-f", self.folder / "slurm.conf")
+
+    def lose_node(self, node: str) -> None:
+        """The node's slurmd is killed, what runs there is not; Slurm notices at once instead of after its timeout."""
+        self.daemons[node].signal(signal.SIGKILL)
+        self.daemons[node].popen.wait()
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def find_node(self, node: str) -> None:
+        """The node is back."""
+        self.start_node(node)
+        sinfo = ("sinfo", "--noheader", f"--nodes={node}", "--partition=main", "--format=%T")
+        until(lambda: "down" not in self.run(*sinfo), f"{node} to be up", START_S, lambda: self.run(*sinfo))
+
+    def await_idle(self) -> None:
+        """Until all nodes are up and nothing runs. ProgramFailed where a daemon has ended."""
+        command = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+        wanted = [word for node in self.nodes for word in (node, "idle")]
+
+        def is_idle() -> bool:
+            for daemon in self.daemons.values():
+                daemon.check()
+            return self.attempt(*command).stdout.split() == wanted
+
+        def report() -> str:
+            logs = "\n".join(f"--- {log}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
+            return f"{self.attempt(*command)}\n{logs}"
+
+        until(is_idle, f"the nodes of {self.site} to be idle", START_S, report)
+
     def cancel_all(self) -> None:
         """End every job; returns when nothing of any is left."""
         self.run("scancel", f"--user={getpass.getuser()}")
@@ -186,24 +226,17 @@ def clusters(*sites: str) -> Iterator[dict[str, Cluster]]:
 @contextmanager
 def _cluster(site: str, folder: Path, ports: Sequence[int]) -> Iterator[Cluster]:
     cluster = Cluster(site, folder)
-    daemons: list[Process] = []
-
-    def start(name: str, *command: str | Path) -> Process:
-        words = [str(_which(str(command[0]))), *map(str, command[1:])]
-        daemons.append(Process.start(f"{site}-{name}", words, log=folder / f"{name}.log", env=cluster.env))
-        return daemons[-1]
-
     _write_conf(cluster, ports)
     try:
-        _start_munge(folder / "munge", start)
-        start("slurmctld", "slurmctld", "-D", "-f", folder / "slurm.conf")
+        _start_munge(cluster)
+        cluster.start("slurmctld", "slurmctld", "-D", "-f", folder / "slurm.conf")
         for node in cluster.nodes:
-            start(node, "slurmd", "-D", "-N", node, "-f", folder / "slurm.conf")
-        _await_idle(cluster, daemons)
+            cluster.start_node(node)
+        cluster.await_idle()
         yield cluster
         cluster.cancel_all()
     finally:
-        processes.stop(daemons[::-1], STOP_S)
+        processes.stop(list(cluster.daemons.values())[::-1], STOP_S)
         cluster.kill_all()
 
 
@@ -226,34 +259,19 @@ def _write_conf(cluster: Cluster, ports: Sequence[int]) -> None:
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n")
 
 
-def _start_munge(folder: Path, start: Callable[..., Process]) -> None:
+def _start_munge(cluster: Cluster) -> None:
+    folder = cluster.folder / "munge"
     key = folder / "key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
     files = [f"--{name}-file={folder / name}" for name in ("key", "log", "pid", "seed")]
-    process = start("munged", "munged", "--foreground", f"--socket={folder / 'socket'}", *files)
+    process = cluster.start("munged", "munged", "--foreground", f"--socket={folder / 'socket'}", *files)
 
     def is_up() -> bool:
         process.check()
         return (folder / "socket").exists()
 
     until(is_up, "munged to be up", START_S, process.tail)
-
-
-def _await_idle(cluster: Cluster, daemons: Sequence[Process]) -> None:
-    command = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
-
-    def is_idle() -> bool:
-        for daemon in daemons:
-            daemon.check()
-        lines = cluster.attempt(*command).stdout.split()
-        return lines == [word for node in cluster.nodes for word in (node, "idle")]
-
-    def report() -> str:
-        logs = "\n".join(f"--- {log}\n{log.read_text()[-2000:]}" for log in sorted(cluster.folder.glob("*.log")))
-        return f"{cluster.attempt(*command)}\n{logs}"
-
-    until(is_idle, f"the nodes of {cluster.site} to be idle", START_S, report)
 
 
 def until(condition: Callable[[], Any], what: str, patience_s: float, report: Callable[[], str] = str) -> Any:

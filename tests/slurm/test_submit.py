@@ -27,7 +27,8 @@ PROFILE = {
 def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder with the profile of site alpha; the working directory is beside it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SWARM_HPC_SITE", raising=False)
+    for name in ("SWARM_HPC_SITE", "SWARM_HPC_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "profiles"
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "alpha.yaml").write_text(yaml.safe_dump(PROFILE, sort_keys=False))
@@ -75,13 +76,14 @@ def test_a_dry_run_for_machines(capsys: pytest.CaptureFixture[str], profiles: st
     )
 
 
-def test_the_cluster_may_say_which_site_it_is(
+def test_the_cluster_may_say_which_site_it_is_and_where_its_profile_lies(
     capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWARM_HPC_SITE", "alpha")
-    code, out, _ = run(capsys, "submit", "--config-dir", profiles, "--dry-run")
+    monkeypatch.setenv("SWARM_HPC_CONFIG_DIR", profiles)
+    code, out, _ = run(capsys, "submit", "experiment=digits", "--dry-run")
     assert code == 0
-    assert " sl --task site=alpha " in out
+    assert f" sl --task site=alpha experiment=digits --config-dir {profiles} &" in out
 
 
 @pytest.mark.parametrize(

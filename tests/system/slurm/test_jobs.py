@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.lab.slurm import until
@@ -75,14 +76,26 @@ def test_a_cancelled_job_leaves_no_process_and_the_others_do_not_wait_for_it(net
     net.end("beta", jobs["beta"])
 
 
-def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(network: Callable[..., Network]) -> None:
+def requeue(net: Network, job: str) -> None:
+    net.slurm["alpha"].run("scontrol", "requeue", job)
+
+
+def preempt(net: Network, job: str) -> None:
+    words = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3")
+    net.slurm["alpha"].run("sbatch", *words)
+
+
+@pytest.mark.parametrize("how", [requeue, preempt])
+def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(
+    network: Callable[..., Network], how: Callable[[Network, str], None]
+) -> None:
     net = network()
     jobs = {site: net.submit(site, *TRAINING) for site in ("alpha", "beta")}
     net.await_round(TINY, 2, "alpha", "beta")
     before = net.node("alpha", jobs["alpha"])
     assert before is not None
 
-    net.slurm["alpha"].run("scontrol", "requeue", jobs["alpha"])
+    how(net, jobs["alpha"])
     alone = net.await_round(TINY, 3, "beta")
     together = net.await_round(TINY, alone.number + 1, "alpha", "beta")
     assert {c.node for c in together.check_ins} == {f"{site}/sl/job-{job}-0" for site, job in jobs.items()}
@@ -90,7 +103,36 @@ def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(network
     assert after is not None and after.node.incarnation > before.node.incarnation
     (seen,) = jobs_seen(net, "alpha")
     assert (seen["state"], seen["num_restarts"]) == ("RUNNING", 1)
+    finish_and_verify(net, jobs)
 
+
+def test_a_job_whose_node_is_lost_runs_elsewhere_and_its_first_run_does_no_harm(
+    network: Callable[..., Network],
+) -> None:
+    net = network()
+    jobs = {site: net.submit(site, *TRAINING) for site in ("alpha", "beta")}
+    net.await_round(TINY, 2, "alpha", "beta")
+    alpha = net.slurm["alpha"]
+    old = [process for process in alpha.processes_of(jobs["alpha"]) if "--task" in process.cmdline()]
+    alpha.lose_node("alpha1")
+    try:
+        assert any(is_alive(process) for process in old)
+        until(lambda: "NodeList=alpha2\n" in alpha.describe(jobs["alpha"]), "the job to run elsewhere", PATIENCE_S)
+        until(lambda: not any(is_alive(process) for process in old), "the first run to end", PATIENCE_S)
+        net.await_round(TINY, len(net.rounds(TINY)) + 1, "alpha", "beta")
+        finish_and_verify(net, jobs)
+    finally:
+        alpha.find_node("alpha1")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def finish_and_verify(net: Network, jobs: dict[str, str]) -> None:
     net.let_finish()
     for site, job in jobs.items():
         net.end(site, job)
