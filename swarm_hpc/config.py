@@ -5,9 +5,12 @@ Nothing below cli/ sees hydra or os.environ: a function gets the smallest of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -273,6 +276,11 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         label(self, "name")
 
+    def fill(self, words: Sequence[str], examples: Path) -> list[str]:
+        """`prepare` or `train` as it is run here."""
+        filled = [word.replace("{examples}", str(examples)) for word in words]
+        return [sys.executable if word == "python" else word for word in filled]
+
 
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
@@ -308,6 +316,100 @@ class LocalConfig:
             raise ConfigError(
                 f"round.min_peers: {self.round.min_peers} is more than the {self.sites} sites: no round would end"
             )
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SiteConfig:
+    """`conf/site/*.yaml`: a site and its Slurm cluster. Empty text leaves the cluster's own default."""
+
+    name: str
+    """Name of the site, as in its certificates."""
+    sn: str = ""
+    """host:port of the site's SN, as the compute nodes reach it."""
+    sn_file: str = ""
+    """Where the SN runs as a job: the endpoint.json in its data_dir, which says where it is; goes with an empty sn."""
+    identity: IdentityConfig
+    """Certificate of the site's jobs: one of kind sl serves all their tasks."""
+    data_dir: str = "data"
+    """Folder on the shared file system with a folder of training data per experiment."""
+    run_dir: str = "runs"
+    """Folder on the shared file system for what jobs leave: logs, results, and the state that survives a requeue."""
+    command: str = "swarm-hpc"
+    """How swarm-hpc is called on a compute node, after `setup`."""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""
+    """Time limit, such as 12:00:00 or 2-00:00:00."""
+    constraint: str = ""
+    """Features that the nodes must have."""
+    reservation: str = ""
+    licenses: str = ""
+    """Slurm licences that a job holds while it runs, such as swarm:1."""
+    nodes: int = 1
+    tasks_per_node: int = 1
+    """One SL with one ML program each."""
+    cpus_per_task: int = 1
+    """Also the number of threads that the ML program is told to use."""
+    mem: str = ""
+    """Memory per node, such as 64G."""
+    gpus_per_task: int = 0
+    """GPUs of each task; 0 asks for none this way (see also gres)."""
+    gres: str = ""
+    """Generic resources per node, such as gpu:a100:4, on clusters that want them named so."""
+    sbatch: list[str] = field(default_factory=list)
+    """Further options of sbatch, such as --exclusive; each becomes a #SBATCH line."""
+    modules: list[str] = field(default_factory=list)
+    """Modules to load, in this order."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of bash to run before the tasks start, after the modules: such as source venv/bin/activate."""
+    mpi: str = "none"
+    """What srun --mpi is given: none, pmi2, pmix; `srun --mpi=list` shows what the cluster has."""
+    scratch: str = ""
+    """Folder on the compute nodes' own disks; TMPDIR then is a folder of the job in it. May hold $USER and the like."""
+    requeue: bool = True
+    """Slurm may put the job back into the queue, after a preemption or a node failure."""
+    warning_s: int = 0
+    """So many seconds before its time limit the job puts itself back into the queue, under the same ID; 0: never. For
+    programs that save their own state on SIGTERM and find it again: others would start over each time."""
+
+    def __post_init__(self) -> None:
+        label(self, "name")
+        if bool(self.sn) == bool(self.sn_file):
+            raise ConfigError("sn: give the host:port of the site's SN, or sn_file, but not both")
+        at_least(self, 1, "nodes", "tasks_per_node", "cpus_per_task")
+        at_least(self, 0, "gpus_per_task", "warning_s")
+        one_line(self)
+        for number, option in enumerate(self.sbatch):
+            if not option.startswith("-"):
+                raise ConfigError(f"sbatch.{number}: {option!r} is no option of sbatch: write it as --name=value")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SubmitConfig:
+    """`swarm-hpc submit`, and each task of the job: one site's part in a training."""
+
+    experiment: ExperimentConfig
+    site: SiteConfig
+    seed: int = 0
+    """Seed of the training programs."""
+    data_dir: str
+    """Folder of this training's data; the programs' DATA_DIR."""
+    node_weight: int = 1
+    """Weight of each task's parameters in a merge, 1-100, where the ML program does not say."""
+    poll_s: float = 5.0
+    """--wait: how often Slurm is asked how the job does."""
+    wait_s: float = 604800.0
+    """--wait: how long the job is followed at most; it goes on by itself."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "poll_s", "wait_s")
 
 
 @with_config(_STRICT)
@@ -366,3 +468,12 @@ def label(settings: object, key: str) -> None:
     """Refuse names that could not stand on the ledger, in a URL and in a file name."""
     if not LABEL.fullmatch(getattr(settings, key)):
         raise ConfigError(f"{key}: {getattr(settings, key)!r}: use letters, digits, '.', '_', '-', at most 63")
+
+
+def one_line(settings: object) -> None:
+    """Refuse texts of several lines: each becomes a line, or a part of one, in a file that is read line by line."""
+    for one in fields(cast("Any", settings)):
+        value = getattr(settings, one.name)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and len(text.splitlines()) > 1:
+                raise ConfigError(f"{one.name}: {text!r} has more than one line")

@@ -34,6 +34,11 @@ SwarmError
 │       ├── RoundClaimed        another node leads the round
 │       ├── NotLeader           only the leader may publish
 │       └── TrainingOver        the contract is completed
+├── SlurmError
+│   ├── SlurmMissing            no Slurm here, or its controller does not answer             exit 4
+│   ├── JobRefused              Slurm does not take the job                                  exit 2
+│   ├── JobFailed               a job ended other than by finishing its work
+│   └── NotInJob                this process is no task of a Slurm job                       exit 2
 ├── MergeError                  inputs that cannot be merged (weights, counts)
 └── ProgramFailed               the ML program ended with an error
 """
@@ -217,6 +222,34 @@ class NotLeader(RoundError):
 
 class TrainingOver(RoundError):
     """The training contract is completed: no further rounds."""
+
+
+class SlurmError(SwarmError):
+    """A command of Slurm failed; the message holds what it said."""
+
+
+class SlurmMissing(SlurmError):
+    """There is no Slurm on this host, or its controller does not answer."""
+
+    exit_code = 4
+    http_status = 503
+
+
+class JobRefused(SlurmError):
+    """Slurm does not take the job: a partition, account or resource that it does not have for this user."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class JobFailed(SlurmError):
+    """A job ended other than by finishing its work."""
+
+
+class NotInJob(SlurmError):
+    """The process is no task of a Slurm job, although it was asked to be one."""
+
+    exit_code = 2
 
 
 class MergeError(SwarmError):

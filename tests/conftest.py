@@ -24,6 +24,7 @@ from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
 from swarm_hpc.sn.programs import find_program
+from tests.lab.slurm import Cluster, clusters, find_slurm
 
 TRUST_DOMAIN = "swarm.test"
 
@@ -46,7 +47,7 @@ def find_ledger_programs() -> LedgerPrograms | str:
 
 
 # What a mark stands for: a function that gives the reason where this machine cannot offer it.
-NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs}
+NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs, "slurm": find_slurm}
 
 
 def cannot_run(reason: str) -> NoReturn:
@@ -70,6 +71,13 @@ def ledger_programs() -> LedgerPrograms:
     if isinstance(found, str):
         cannot_run(found)
     return found
+
+
+@pytest.fixture(scope="session")
+def slurm_clusters() -> Iterator[dict[str, Cluster]]:
+    """The real Slurm clusters of sites alpha and beta, for tests marked `slurm`. Leave no job behind."""
+    with clusters("alpha", "beta") as up:
+        yield up
 
 
 @pytest.fixture(autouse=True)

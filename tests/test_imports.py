@@ -12,6 +12,7 @@ LOGIN_NODE = [
     "swarm_hpc.sn",
     "swarm_hpc.sl",
     "swarm_hpc.local",
+    "swarm_hpc.slurm",
 ]
 PROGRAM = """
 import importlib, pkgutil, sys

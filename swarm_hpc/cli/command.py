@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH: Final = 200
+CONFIG_DIR_VARIABLE: Final = "SWARM_HPC_CONFIG_DIR"
+"""Environment variable with the folder that --config-dir means where it is not given; a cluster's admin sets it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +93,10 @@ def settings_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings, and a folder with more of them."""
     parser.add_argument("words", nargs="*", metavar="SETTING=VALUE", help="a setting, see below")
     parser.add_argument(
-        "--config-dir", default="", metavar="DIR", help="folder with own groups: DIR/experiment/mine.yaml"
+        "--config-dir",
+        default=os.environ.get(CONFIG_DIR_VARIABLE, ""),
+        metavar="DIR",
+        help=f"folder with own groups: DIR/experiment/mine.yaml (if not given: ${CONFIG_DIR_VARIABLE})",
     )
 
 

@@ -10,6 +10,7 @@ from swarm_hpc.cli.command import Command, settings_arguments
 from swarm_hpc.cli.programs import find_programs
 from swarm_hpc.cli.recover import VERB, recover, recover_arguments
 from swarm_hpc.cli.settings import load
+from swarm_hpc.cli.submit import task_settings
 from swarm_hpc.errors import ConfigError
 
 
@@ -35,12 +36,18 @@ def _sn(options: argparse.Namespace) -> int:
 def _sl(options: argparse.Namespace) -> int:
     from swarm_hpc.config import SlConfig
 
-    config = load(SlConfig, "sl", options.words, options.config_dir)
+    config = task_settings(options) if options.task else load(SlConfig, "sl", options.words, options.config_dir)
     from swarm_hpc.sl import node
 
     logs.start(config.name, options.log_level)
     asyncio.run(node.run(config))
     return 0
+
+
+def _sl_arguments(parser: argparse.ArgumentParser) -> None:
+    settings_arguments(parser)
+    text = "be the node of this task of a Slurm job; the settings are then those of swarm-hpc submit"
+    parser.add_argument("--task", action="store_true", help=text)
 
 
 def _sn_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +71,7 @@ SL = Command(
     about="run a swarm learning node and, beside it, an ML program",
     example="swarm-hpc sl name=alpha/sl/sl-1 sn=login:30304 identity.cert=sl-sl-1.pem identity.key=sl-sl-1-key.pem"
     " identity.bundle=bundle.json 'program.command=[python,train.py]'",
-    arguments=settings_arguments,
+    arguments=_sl_arguments,
     run=_sl,
     settings="sl",
 )

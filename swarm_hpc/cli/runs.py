@@ -8,16 +8,13 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, console, settings_arguments
 from swarm_hpc.cli.programs import find_programs
-from swarm_hpc.cli.settings import load
+from swarm_hpc.cli.settings import EXAMPLES, load
 from swarm_hpc.cli.target import client_of, split_target, target_arguments
 from swarm_hpc.errors import ConfigError
-
-EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
 
 
 def _local(options: argparse.Namespace) -> int:
@@ -40,16 +37,21 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from swarm_hpc.local import swarm, tables
+    from swarm_hpc.local import jobs, swarm, tables
     from swarm_hpc.records import encode
 
     logs.start("status", options.log_level)
     run_dir, words = split_target(options.words)
     status = swarm.fetch_status(client_of(run_dir, "status", words, options.config_dir))
+    found = jobs.fetch_ours()
     if options.json:
-        print(json.dumps(encode(status)))
-    else:
-        tables.show_status(status, console())
+        text = [one.as_json() for one in found] if found is not None else None
+        print(json.dumps({**encode(status), "jobs": text}))
+        return 0
+    out = console()
+    tables.show_status(status, out)
+    if found:
+        tables.show_jobs(found, out)
     return 0
 
 
@@ -91,7 +93,7 @@ LOCAL = Command(
 )
 
 STATUS = Command(
-    about="show ledger, sites, nodes and training contracts, as an SN sees them",
+    about="show ledger, sites, nodes and training contracts, as an SN sees them, and this cluster's Slurm jobs",
     example="swarm-hpc status runs/digits-20260131-120000",
     arguments=partial(target_arguments, target="RUN_DIR"),
     run=_status,

@@ -13,6 +13,8 @@ from swarm_hpc.errors import ConfigError
 T = TypeVar("T")
 CONF: Final = Path(__file__).resolve().parents[1] / "conf"
 """The YAML files that are installed with the program."""
+EXAMPLES: Final = CONF.parent / "examples"
+"""The training programs that are installed with it."""
 
 
 def load(cls: type[T], name: str, overrides: Sequence[str], config_dir: str = "") -> T:

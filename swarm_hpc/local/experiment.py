@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -157,8 +156,7 @@ class Programs:
         }
 
     def _command(self, words: Sequence[str]) -> list[str]:
-        filled = [word.replace("{examples}", str(self._examples)) for word in words]
-        return [sys.executable if word == "python" else word for word in filled]
+        return self._experiment.fill(words, self._examples)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swarm_hpc.records import (
@@ -18,6 +19,7 @@ from swarm_hpc.records import (
     SiteRecord,
     ValidatorStatus,
 )
+from swarm_hpc.slurm.query import Job
 
 if TYPE_CHECKING:  # verification.py brings the whole ledger along, which a status needs not wait for
     from swarm_hpc.identity.ca import CertificateRow
@@ -131,6 +133,18 @@ def _node_row(node: NodeStatus) -> tuple[str, ...]:
         "" if progress.metric is None else f"{progress.metric_name} {progress.metric:.4g}".strip(),
         progress.waiting or (progress.contract and f"training {progress.contract}"),
     )
+
+
+def show_jobs(jobs: Sequence[Job], console: Console) -> None:
+    """Slurm jobs: what each waits for or runs on, and what it has used since its latest start."""
+    columns = ("job", "name", "user", "state", "reason", ">in queue", ">ran", ">GPU hours", ">requeued", "nodes")
+    table = _table("Slurm jobs", *columns)
+    for job in jobs:
+        used = f"{job.gpu_hours:.2f}" if job.num_gpus else ""
+        spans = (_span(job.queued_s), _span(job.ran_s) if job.ran_s else "")
+        row = (job.id, job.name, job.user, job.state, job.reason, *spans, used, str(job.num_restarts or ""), job.nodes)
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def show_certificates(rows: Sequence[CertificateRow], console: Console) -> None:

@@ -1,0 +1,55 @@
+"""What Slurm says to a task of a job. The only file that reads SLURM_*."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc.errors import NotInJob
+
+_JOB: Final = "SLURM_JOB_ID"
+_RANK: Final = "SLURM_PROCID"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task of a job: which, of how many, with what."""
+
+    job: str
+    """Job ID; each element of an array has its own. A requeued job keeps it."""
+    rank: int
+    num_tasks: int
+    num_cpus: int = 1
+    """CPUs of this task."""
+    num_restarts: int = 0
+    """How often the job was put back into the queue after it had started."""
+    node: str = ""
+    """Slurm's name of the compute node."""
+    cwd: Path = Path()
+    """Where relative paths start: the folder that the job was submitted from."""
+
+
+def read_task(env: Mapping[str, str], cwd: Path) -> Task:
+    """The task that this process is. NotInJob where srun did not start it."""
+    for name in (_JOB, _RANK):
+        if name not in env:
+            raise NotInJob(f"{name} is not set: this is no task of a Slurm job; swarm-hpc submit starts one with srun")
+    return Task(
+        job=env[_JOB],
+        rank=_number(env, _RANK, 0),
+        num_tasks=_number(env, "SLURM_NTASKS", 1),
+        num_cpus=_number(env, "SLURM_CPUS_PER_TASK", 1),
+        num_restarts=_number(env, "SLURM_RESTART_COUNT", 0),
+        node=env.get("SLURMD_NODENAME", ""),
+        cwd=cwd,
+    )
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "")
+    try:
+        return int(text or default)
+    except ValueError as exc:
+        raise NotInJob(f"{name} is {text!r}, which is no number: only srun should set it") from exc

@@ -1,0 +1,62 @@
+"""Submission of a script through submitit. The only file that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError
+
+from swarm_hpc.errors import JobRefused, SlurmMissing
+from swarm_hpc.slurm.query import COMMAND_S, is_silent
+
+_TIMED_OUT: Final = 124
+"""Exit code of `timeout`."""
+
+
+class _ScriptExecutor(SlurmExecutor):
+    """submitit with our own script: its tasks are commands, not pickled functions."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(folder)
+        self._text = text
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._text
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        # submitit waits for sbatch without end
+        return ["timeout", f"{COMMAND_S:g}", *super()._make_submission_command(submission_file_path)]
+
+
+def submit(text: str, folder: Path) -> str:
+    """Hand a script to Slurm; the job's ID. The script is kept in `folder` as ID_submission.sh.
+
+    SlurmMissing: there is no Slurm, or it does not answer. JobRefused: it does not want the job.
+    """
+    try:
+        executor = _ScriptExecutor(folder, text)
+    except RuntimeError as exc:
+        raise SlurmMissing("there is no Slurm on this host (no srun): submit from a login node of the cluster") from exc
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+            job: Any = executor._submit_command("")
+    except FailedJobError as exc:
+        said = _said(exc)
+        if is_silent(said):
+            raise SlurmMissing(f"Slurm does not answer: {said}") from exc
+        raise JobRefused(f"Slurm does not take the job: {said}") from exc
+    return str(job.job_id)
+
+
+def _said(error: FailedJobError) -> str:
+    """What sbatch said last; an error of submitit holds all of it."""
+    cause = error.__cause__
+    if isinstance(cause, subprocess.CalledProcessError) and cause.returncode == _TIMED_OUT:
+        return f"sbatch timed out after {COMMAND_S:g} s"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "sbatch failed and does not say why"

@@ -1,0 +1,153 @@
+"""From settings to what a job asks Slurm for, and to what each of its tasks runs. Pure: no file, no clock, no Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc.config import ProgramConfig, SiteConfig, SlConfig, SubmitConfig
+from swarm_hpc.records import Kind, NodeName
+from swarm_hpc.slurm.environment import Task
+
+PREFIX: Final = "swarm"
+"""Names of our jobs are this, or begin with it and a dash."""
+# To the batch shell alone: USR2 would end a task that does not know it. Not USR1, which NCCL may take.
+_WARNING: Final = "B:USR2@{}"
+_ABOUT_TRAINING: Final = """\
+# One site's part in a swarm training: each task is an SL node with the site's training program.
+# sbatch SCRIPT experiment=digits site=alpha ... takes the settings of swarm-hpc submit, which makes such a script, too.
+"""
+_ABOUT_SN: Final = """\
+# A site's SN as a job, where there is no service node for it. data_dir, on the shared file system, is its whole memory;
+# endpoint.json in it says where the SN is. sbatch SCRIPT data_dir=... takes the settings of swarm-hpc sn.
+"""
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobPlan:
+    """What sbatch is asked for, and what the job runs. script.py makes the text."""
+
+    about: str
+    """What the job is, as comments."""
+    options: tuple[str, ...]
+    """Options of sbatch, in order."""
+    setup: tuple[str, ...]
+    """Lines of bash before the tasks."""
+    command: str
+    """What each task runs, in bash."""
+    words: tuple[str, ...] | None
+    """Settings at the end of its command line; None: those that sbatch is given after the script's name."""
+    mpi: str = "none"
+    scratch: str = ""
+    requeues_itself: bool = False
+    """Near the time limit."""
+
+
+def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | None) -> JobPlan:
+    """A training job at that site; `log` may hold Slurm's %j."""
+    requeues_itself = site.requeue and site.warning_s > 0
+    chosen = {
+        "job-name": name,
+        "output": log,
+        "open-mode": "append",  # or a requeued job would write over its own log
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "time": site.time,
+        "constraint": site.constraint,
+        "reservation": site.reservation,
+        "licenses": site.licenses,
+        "nodes": str(site.nodes),
+        "ntasks-per-node": str(site.tasks_per_node),
+        "cpus-per-task": str(site.cpus_per_task),
+        "mem": site.mem,
+        "gpus-per-task": str(site.gpus_per_task or ""),
+        "gres": site.gres,
+        "signal": _WARNING.format(site.warning_s) if requeues_itself else "",
+    }
+    options = [f"--{key}={value}" for key, value in chosen.items() if value]
+    return JobPlan(
+        about=_ABOUT_TRAINING,
+        options=(*options, "--requeue" if site.requeue else "--no-requeue", *site.sbatch),
+        setup=(*(f"module load {module}" for module in site.modules), *site.setup),
+        command=f"{site.command} sl --task",
+        words=None if words is None else tuple(words),
+        mpi=site.mpi,
+        scratch=site.scratch,
+        requeues_itself=requeues_itself,
+    )
+
+
+def plan_sn() -> JobPlan:
+    """A site's SN as a job, for sites without a service node; its settings are given to sbatch."""
+    name = f"{PREFIX}-sn"
+    chosen = {
+        "job-name": name,
+        "output": f"{name}-%j.log",
+        "open-mode": "append",
+        "nodes": "1",
+        "ntasks": "1",
+        "cpus-per-task": "2",
+        "signal": _WARNING.format(120),
+    }
+    return JobPlan(
+        about=_ABOUT_SN,
+        options=(*(f"--{key}={value}" for key, value in chosen.items()), "--requeue"),
+        setup=(),
+        command='swarm-hpc sn host=0.0.0.0 advertise="$(hostname)"',
+        words=None,
+        requeues_itself=True,
+    )
+
+
+def job_name(config: SubmitConfig) -> str:
+    """What the job is called."""
+    return f"{PREFIX}-{config.experiment.name}"
+
+
+def job_dir(config: SubmitConfig, task: Task) -> Path:
+    """Where a job's tasks leave their results and their state; the same after a requeue."""
+    return task.cwd / config.site.run_dir / f"job-{task.job}"
+
+
+def node_name(site: str, task: Task) -> NodeName:
+    """The task's node: a requeued job is the same nodes again."""
+    return NodeName.parse(f"{node_prefix(site, task.job)}{task.rank}")
+
+
+def node_prefix(site: str, job: str) -> str:
+    """How the names of a job's nodes begin."""
+    return f"{site}/{Kind.SL}/job-{job}-"
+
+
+def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
+    """The SL node of a task, with the site's training program as its child."""
+    site, experiment = config.site, config.experiment
+    folder = job_dir(config, task) / f"task-{task.rank}"
+    return SlConfig(
+        name=str(node_name(site.name, task)),
+        sn=site.sn,
+        state_dir=str(folder / "sl"),
+        node_weight=config.node_weight,
+        identity=site.identity,
+        connection=config.connection,
+        transfer=config.transfer,
+        merge=config.merge,
+        round=config.round,
+        program=ProgramConfig(
+            command=experiment.fill(experiment.train, examples),
+            cwd=str(folder),
+            env={
+                **dict.fromkeys(_THREADS, str(task.num_cpus)),
+                **experiment.env,
+                "SITE": site.name,
+                "SEED": str(config.seed),
+                "DATA_DIR": str(task.cwd / config.data_dir),
+                "SCRATCH_DIR": str(folder),
+            },
+            log=str(folder / "ml.log"),
+        ),
+    )

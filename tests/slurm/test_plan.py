@@ -1,0 +1,76 @@
+"""What each task of a job runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from swarm_hpc.cli import settings
+from swarm_hpc.config import SubmitConfig
+from swarm_hpc.records import MergeMethod
+from swarm_hpc.slurm.environment import Task
+from swarm_hpc.slurm.plan import job_name, node_prefix, plan_task
+
+SITE = ["name=alpha", "sn=sn:30304", "identity.cert=c.pem", "identity.key=k.pem", "identity.bundle=b.json"]
+TASK = Task(job="12", rank=1, num_tasks=2, num_cpus=3, cwd=Path("/home/me"))
+
+
+def load(*words: str) -> SubmitConfig:
+    return settings.load(SubmitConfig, "submit", [*(f"site.{word}" for word in SITE), *words])
+
+
+def test_a_task_is_a_node_of_its_site_with_the_training_program_as_its_child() -> None:
+    sl = plan_task(load("merge=geomedian", "round.min_peers=3", "seed=7"), TASK, Path("/examples"))
+    assert (sl.name, sl.sn, sl.identity.cert) == ("alpha/sl/job-12-1", "sn:30304", "c.pem")
+    assert (sl.merge.method, sl.round.contract, sl.round.min_peers) == (MergeMethod.GEOMEDIAN, "digits", 3)
+    assert sl.program.command == [sys.executable, "/examples/digits/train.py"]
+    folder = "/home/me/runs/job-12/task-1"
+    assert (sl.state_dir, sl.program.cwd, sl.program.log) == (f"{folder}/sl", folder, f"{folder}/ml.log")
+    assert sl.program.env == {
+        "OMP_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "3",
+        "OPENBLAS_NUM_THREADS": "3",
+        "MAX_EPOCHS": "10",
+        "SITE": "alpha",
+        "SEED": "7",
+        "DATA_DIR": "/home/me/data/digits",
+        "SCRATCH_DIR": folder,
+    }
+
+
+def test_a_requeued_job_is_the_same_nodes_with_the_same_state() -> None:
+    config = load()
+    first, again = (plan_task(config, task, Path()) for task in (TASK, replace(TASK, num_restarts=1, node="other")))
+    assert first == again
+
+
+def test_tasks_and_jobs_do_not_share_a_node() -> None:
+    config = load()
+    others = [TASK, replace(TASK, rank=0), replace(TASK, job="13")]
+    names = {(sl.name, sl.state_dir) for sl in (plan_task(config, task, Path()) for task in others)}
+    assert len(names) == len(others)
+
+
+def test_a_jobs_nodes_are_found_by_how_their_names_begin() -> None:
+    name = plan_task(load(), TASK, Path()).name
+    assert name.startswith(node_prefix("alpha", "12"))
+    assert not name.startswith(node_prefix("alpha", "1"))
+
+
+def test_folders_can_be_anywhere() -> None:
+    sl = plan_task(load("site.run_dir=/scratch/runs", "data_dir=/data/x"), TASK, Path())
+    assert sl.state_dir == "/scratch/runs/job-12/task-1/sl"
+    assert sl.program.env["DATA_DIR"] == "/data/x"
+
+
+def test_a_job_is_named_after_its_experiment() -> None:
+    assert job_name(load()) == "swarm-digits"
+
+
+def test_the_defaults_in_yaml_are_those_of_the_dataclasses() -> None:
+    config = load()
+    assert config.site == type(config.site)(name="alpha", sn="sn:30304", identity=config.site.identity)
+    bare = SubmitConfig(experiment=config.experiment, site=config.site, data_dir=config.data_dir)
+    bare.round.contract = "digits"
+    assert config == bare

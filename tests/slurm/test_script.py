@@ -1,0 +1,121 @@
+"""A job's script: each setting of the site profile in its place, the committed files, and what bash makes of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarm_hpc.config import IdentityConfig, SiteConfig
+from swarm_hpc.errors import ConfigError
+from swarm_hpc.slurm.plan import PREFIX, plan_job, plan_sn
+from swarm_hpc.slurm.script import script
+
+GOLDEN = Path(__file__).parents[2] / "sbatch"
+
+
+def profile(**changes: Any) -> SiteConfig:
+    identity = IdentityConfig(cert="c.pem", key="k.pem", bundle="b.json")
+    return SiteConfig(name="alpha", sn="sn:30304", identity=identity, **changes)
+
+
+def text(*words: str, **changes: Any) -> str:
+    return script(plan_job(profile(**changes), name="swarm-digits", log="runs/slurm-%j.log", words=words))
+
+
+def test_the_committed_script_is_that_of_the_default_profile_with_the_words_of_sbatch() -> None:
+    plan = plan_job(profile(), name=PREFIX, log=f"{PREFIX}-%j.log", words=None)
+    assert (GOLDEN / "swarm_run.sbatch").read_text() == script(plan)
+
+
+def test_the_committed_script_of_an_sn_is_the_one_that_is_planned() -> None:
+    assert (GOLDEN / "sn.sbatch").read_text() == script(plan_sn())
+
+
+def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None:
+    lines = [line.removeprefix("#SBATCH ") for line in text().splitlines() if line.startswith("#SBATCH")]
+    assert lines == [
+        "--job-name=swarm-digits",
+        "--output=runs/slurm-%j.log",
+        "--open-mode=append",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        "--requeue",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"partition": "gpu"}, "#SBATCH --partition=gpu\n"),
+        ({"account": "p123"}, "#SBATCH --account=p123\n"),
+        ({"qos": "long"}, "#SBATCH --qos=long\n"),
+        ({"time": "2-00:00:00"}, "#SBATCH --time=2-00:00:00\n"),
+        ({"constraint": "a100|h100"}, "#SBATCH --constraint='a100|h100'\n"),
+        ({"reservation": "night"}, "#SBATCH --reservation=night\n"),
+        ({"licenses": "swarm:1"}, "#SBATCH --licenses=swarm:1\n"),
+        ({"nodes": 3}, "#SBATCH --nodes=3\n"),
+        ({"tasks_per_node": 4}, "#SBATCH --ntasks-per-node=4\n"),
+        ({"cpus_per_task": 8}, "#SBATCH --cpus-per-task=8\n"),
+        ({"mem": "64G"}, "#SBATCH --mem=64G\n"),
+        ({"gpus_per_task": 1}, "#SBATCH --gpus-per-task=1\n"),
+        ({"gres": "gpu:a100:4"}, "#SBATCH --gres=gpu:a100:4\n"),
+        ({"sbatch": ["--exclusive", "--mail-type=FAIL"]}, "#SBATCH --exclusive\n#SBATCH --mail-type=FAIL\n"),
+        ({"modules": ["gcc/12", "cuda"]}, "\nset -e\nmodule load gcc/12\nmodule load cuda\n"),
+        ({"modules": ["cuda"], "setup": ["source v/bin/activate"]}, "module load cuda\nsource v/bin/activate\n"),
+        ({"mpi": "pmi2"}, "\nsrun --mpi=pmi2 "),
+        ({"command": "python -m swarm_hpc.cli"}, " python -m swarm_hpc.cli sl --task "),
+        ({"scratch": "/local/$USER"}, '\nscratch="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
+        ({"requeue": False}, "#SBATCH --no-requeue\n"),
+        ({"warning_s": 120}, "\ntrap 'scontrol requeue \"$SLURM_JOB_ID\"' USR2\n"),
+        ({"warning_s": 300}, "#SBATCH --signal=B:USR2@300\n"),
+    ],
+)
+def test_a_setting_of_the_profile_is_found_in_the_script(changes: dict[str, Any], expected: str) -> None:
+    assert expected in text(**changes)
+    assert expected not in text()
+
+
+@pytest.mark.parametrize("changes", [{}, {"requeue": False, "warning_s": 120}])
+def test_a_job_that_may_not_requeue_itself_gets_no_warning(changes: dict[str, Any]) -> None:
+    assert "USR2" not in text(**changes)
+
+
+def test_words_reach_the_tasks_as_they_were_typed() -> None:
+    made = text("experiment=digits", "experiment.train=[python, 'my train.py']", "+experiment.env.X=$HOME")
+    line = next(line for line in made.splitlines() if line.startswith("srun"))
+    words = line.partition("--task ")[2].removesuffix(" &")
+    said = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == [
+        "experiment=digits",
+        "experiment.train=[python, 'my train.py']",
+        "+experiment.env.X=$HOME",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"scratch": "/local", "modules": ["m"], "setup": ["true"], "warning_s": 9}])
+def test_bash_can_read_it(changes: dict[str, Any]) -> None:
+    subprocess.run(["bash", "-n"], input=text("a=b", **changes), text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"partition": "gpu\n#SBATCH --uid=0"}, "partition: "),
+        ({"setup": ["true", "a\nb"]}, "setup: "),
+        ({"sbatch": ["exclusive"]}, "sbatch.0: 'exclusive' is no option of sbatch"),
+        ({"nodes": 0}, "nodes: 0 must be at least 1"),
+        ({"warning_s": -1}, "warning_s: -1 must be at least 0"),
+        ({"name": "a b"}, "name: 'a b'"),
+        ({"sn": ""}, "sn: give the host:port of the site's SN, or sn_file"),
+        ({"sn_file": "endpoint.json"}, "but not both"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused(changes: dict[str, Any], expected: str) -> None:
+    values = {"name": "alpha", "sn": "s", "identity": IdentityConfig(cert="c", key="k", bundle="b"), **changes}
+    with pytest.raises(ConfigError) as caught:
+        SiteConfig(**values)
+    assert expected in str(caught.value)

@@ -1,0 +1,187 @@
+"""`swarm-hpc submit` on the command line: what it shows, what it hands to a real Slurm, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swarm_hpc import cli
+from tests.lab.slurm import Cluster
+
+PROFILE = {
+    "defaults": ["generic", "_self_"],
+    "name": "alpha",
+    "sn": "127.0.0.1:1",
+    "identity": {"cert": "c.pem", "key": "k.pem", "bundle": "b.json"},
+    "partition": "main",
+}
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with the profile of site alpha; the working directory is beside it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SWARM_HPC_SITE", "SWARM_HPC_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "profiles"
+    (folder / "site").mkdir(parents=True)
+    (folder / "site" / "alpha.yaml").write_text(yaml.safe_dump(PROFILE, sort_keys=False))
+    return str(folder)
+
+
+@pytest.fixture
+def alpha(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """This process is on alpha's login node."""
+    for key, value in slurm_clusters["alpha"].env.items():
+        monkeypatch.setenv(key, value)
+    return slurm_clusters["alpha"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def submit(capsys: pytest.CaptureFixture[str], profiles: str, *words: str) -> tuple[int, str, str]:
+    return run(capsys, "submit", "site=alpha", "--config-dir", profiles, *words)
+
+
+def test_a_dry_run_shows_the_script_and_all_settings(capsys: pytest.CaptureFixture[str], profiles: str) -> None:
+    code, out, _ = submit(capsys, profiles, "experiment=digits", "merge=geomedian", "site.time=1:00:00", "--dry-run")
+    assert code == 0
+    script, _, settings = out.partition("# The settings, all of them:\n")
+    assert "#SBATCH --partition=main\n#SBATCH --time=1:00:00\n" in script
+    words = f"site=alpha experiment=digits merge=geomedian site.time=1:00:00 --config-dir {profiles}"
+    assert f" swarm-hpc sl --task {words} &\n" in script
+    shown = yaml.safe_load("\n".join(line.removeprefix("#   ") for line in settings.splitlines()))
+    assert (shown["merge"]["method"], shown["site"]["name"], shown["site"]["mpi"]) == ("geomedian", "alpha", "none")
+    subprocess.run(["bash", "-n"], input=out, text=True, check=True)
+    assert [path.name for path in Path().iterdir()] == ["profiles"]
+
+
+def test_a_dry_run_for_machines(capsys: pytest.CaptureFixture[str], profiles: str) -> None:
+    code, out, _ = submit(capsys, profiles, "--dry-run", "--json")
+    shown = json.loads(out)
+    assert (code, shown["script"].splitlines()[0], shown["settings"]["round"]["contract"]) == (
+        0,
+        "#!/bin/bash",
+        "digits",
+    )
+
+
+def test_the_cluster_may_say_which_site_it_is_and_where_its_profile_lies(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_HPC_SITE", "alpha")
+    monkeypatch.setenv("SWARM_HPC_CONFIG_DIR", profiles)
+    code, out, _ = run(capsys, "submit", "experiment=digits", "--dry-run")
+    assert code == 0
+    assert f" sl --task site=alpha experiment=digits --config-dir {profiles} &" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["site=aleph"], "site=aleph: no such choice; did you mean alpha?"),
+        (["site=alpha", "site.nodes=0"], "site.nodes: 0 must be at least 1"),
+        (["site=alpha", "site.partitoin=x"], "did you mean site.partition?"),
+        ([], "site.name: no value"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_slurm_hears_of_it(
+    capsys: pytest.CaptureFixture[str], profiles: str, words: list[str], expected: str
+) -> None:
+    code, out, err = run(capsys, "submit", "--config-dir", profiles, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
+def test_without_slurm_it_says_so(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", profiles)
+    code, out, err = submit(capsys, profiles)
+    assert (code, out) == (4, "")
+    assert "there is no Slurm on this host" in err
+
+
+def test_a_process_outside_of_a_job_is_no_task(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    code, _, err = run(capsys, "sl", "--task", "site=alpha", "--config-dir", profiles)
+    assert code == 2
+    assert "SLURM_JOB_ID is not set" in err
+
+
+@pytest.mark.slurm
+def test_a_submitted_job_is_in_the_queue_with_the_script_of_the_dry_run(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    words = ["site.sbatch=[--hold]", "site.run_dir=all my runs", "site.time=5", "site.mem=600M"]
+    script = json.loads(submit(capsys, profiles, *words, "--dry-run", "--json")[1])["script"]
+    code, out, err = submit(capsys, profiles, *words, "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    job = made["job"]
+    assert made == {"job": job, "site": "alpha", "log": f"all my runs/slurm-{job}.log"}
+    shown = alpha.describe(job)
+    for text in ("JobName=swarm-digits", "Partition=main", "TimeLimit=00:05:00", "Requeue=1", "MinMemoryNode=600M"):
+        assert text in shown
+    assert f"StdOut={Path.cwd()}/all my runs/slurm-{job}.log" in shown
+    assert Path("all my runs", f"{job}_submission.sh").read_text() == script
+    assert alpha.run("scontrol", "write", "batch_script", job, "-").strip() == script.strip()
+    alpha.cancel_all()
+
+
+@pytest.mark.slurm
+def test_what_slurm_does_not_take_is_told_in_its_words(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    code, out, err = submit(capsys, profiles, "site.partition=nope")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "Slurm does not take the job: sbatch: error: Batch job submission failed: Invalid partition name" in err
+
+
+@pytest.mark.slurm
+def test_a_followed_job_that_fails_is_a_failure_with_its_log(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    command = f"{sys.executable} -m swarm_hpc.cli"
+    code, out, err = submit(capsys, profiles, "--wait", "poll_s=0.3", f"site.command={command}")
+    assert (code, out) == (1, "")
+    assert re.search(r"job \d+: \w+", err)
+    failure = err.splitlines()[-1]
+    found = re.fullmatch(
+        r"swarm-hpc: job (\d+) ended as FAILED, exit code 3; its log is (runs/slurm-\d+\.log)", failure
+    )
+    assert found, err
+    assert "trust bundle b.json: No such file" in Path(found[2]).read_text()
+
+
+@pytest.mark.slurm
+def test_each_task_has_cpus_a_gpu_and_a_folder_on_its_nodes_disk_that_is_removed(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    program, scratch = Path("program").absolute(), Path("scratch").absolute()
+    program.write_text(
+        '#!/bin/bash\necho "$SLURMD_NODENAME $SLURM_CPUS_PER_TASK $CUDA_VISIBLE_DEVICES $TMPDIR" ; ls -d "$TMPDIR"\n'
+    )
+    program.chmod(0o755)
+    words = ["site.nodes=2", "site.tasks_per_node=2", "site.gpus_per_task=1", "site.cpus_per_task=2"]
+    words += [f"site.command={program}", f"site.scratch={scratch}", "poll_s=0.3"]
+    code, out, err = submit(capsys, profiles, *words, "--wait")
+    assert code == 0, err
+    log = Path("runs", f"slurm-{out.strip()}.log").read_text()
+    lines = [line for line in log.splitlines() if not line.startswith("srun:")]  # it may have to wait for the nodes
+    tmpdir = scratch / f"swarm-{out.strip()}"
+    tasks = [f"{node} 2 {gpu} {tmpdir}" for node in ("alpha1", "alpha2") for gpu in (0, 1)]
+    assert sorted(lines) == sorted([*tasks, *[str(tmpdir)] * 4])
+    assert list(scratch.iterdir()) == []
