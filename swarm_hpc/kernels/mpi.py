@@ -170,8 +170,8 @@ def check_size(found: int, num_ranks: int) -> None:
     if found != num_ranks:
         raise RanksMismatch(
             f"MPI sees {found} rank{'s' if found != 1 else ''}, the job has {num_ranks} (ranks.num_ranks): "
-            "the launcher and the MPI library do not understand each other; under Slurm start it with srun --mpi=pmi2 (MPICH) or "
-            "srun --mpi=pmix (Open MPI)"
+            "the launcher and the MPI library do not understand each other; under Slurm start it with "
+            "srun --mpi=pmi2 (MPICH) or srun --mpi=pmix (Open MPI)"
         )
 
 

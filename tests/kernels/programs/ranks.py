@@ -47,17 +47,23 @@ def lost(ranks: Ranks, folder: Path) -> None:
     """Rank 1 is killed while the others wait for it in a merge."""
     layout = place([TensorSpec("w", "F32", (1000,))])
     blob = memoryview(bytearray(layout.size_bytes))
+    (folder / f"started.{ranks.rank}").touch()
     if ranks.rank == 1:
+        await_files(folder, "started.*", ranks.size)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         ShardedMerge(ranks, layout).merge(MergeMethod.MEAN, [1.0] * ranks.size, blob)
     except RankLost as exc:
         (folder / f"lost.{ranks.rank}").write_text(str(exc))
         # whoever is first ends the job, so: not before all others have said it as well
-        deadline = time.monotonic() + 60
-        while len(list(folder.glob("lost.*"))) < ranks.size - 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        await_files(folder, "lost.*", ranks.size - 1)
         ranks.abort(exc.exit_code)
+
+
+def await_files(folder: Path, pattern: str, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def messages(ranks: Ranks, folder: Path) -> None:
