@@ -289,6 +289,9 @@ async def open_job(config: RanksConfig) -> AsyncIterator[Job]:
             ranks = await thread.call(lambda: mpi.Ranks.start(config.num_ranks, config.timeout_s))
     except TimeoutError as exc:
         raise RankLost(f"MPI did not start within {config.timeout_s:g} s (ranks.timeout_s): do all ranks run?") from exc
+    except SwarmError:
+        thread.stop()
+        raise
     log.info("rank %d of %d", ranks.rank, ranks.size)
     job = Job(ranks, thread, config.timeout_s)
     pump = asyncio.create_task(job.run())

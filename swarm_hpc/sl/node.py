@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from swarm_hpc.config import RanksKind, SlConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
@@ -31,6 +31,8 @@ SOCKET_VARIABLE = "SWARM_SL_SOCKET"
 RANK_VARIABLE = "SWARM_RANK"
 """Which rank of its job this program is: from 0; only with ranks=mpi, as the next one."""
 NUM_RANKS_VARIABLE = "SWARM_NUM_RANKS"
+MPI_VARIABLES: Final = ("PMI_", "PMIX_", "OMPI_", "HYDI_", "MPI_LOCAL")
+"""What a launcher tells SL's MPI. A program that found it would take itself for a rank of a distributed training."""
 
 
 async def run(config: SlConfig) -> None:
@@ -127,7 +129,8 @@ class _Work:
             if self._session is None or not self._session.finished:
                 raise self._error() or ProgramFailed("the ML program went away before its training was finished")
             return
-        async with started(program, {SOCKET_VARIABLE: str(self._listener.path)}) as child:
+        without = MPI_VARIABLES if self._config.ranks.kind is RanksKind.MPI else ()
+        async with started(program, {SOCKET_VARIABLE: str(self._listener.path)}, without=without) as child:
             code = await child.wait()
             if code != 0:
                 failure = child.failure(code)

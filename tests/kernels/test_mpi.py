@@ -29,6 +29,13 @@ def test_a_launcher_that_mpi_does_not_understand_is_named_with_the_remedy(job):
     assert "srun --mpi=pmi2" in done.stderr
 
 
+def test_without_mpi4py_the_error_names_what_to_install():
+    code = "import sys; sys.modules['mpi4py'] = None; import swarm_hpc.kernels.mpi"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConfigError: ranks=mpi: mpi4py or its MPI library cannot be loaded" in done.stderr
+    assert "install swarm-hpc[mpi]" in done.stderr
+
+
 @pytest.mark.slow
 def test_when_a_rank_is_gone_the_others_get_an_error_within_the_deadline(job, tmp_path):
     done = job("lost", 3, timeout_s=3.0)

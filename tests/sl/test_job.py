@@ -181,6 +181,25 @@ async def test_a_program_that_fails_ends_the_job_with_its_last_words_at_every_ra
         assert "out of memory" in answer["text"]
 
 
+async def test_a_rank_that_is_told_to_stop_ends_the_job_in_order(swarm, job):
+    async with job([[opened(1.0), sync(), sync()], [opened(1.0), sync(), ["end_my_sl", None]]]) as alpha:
+        pass
+    answer = alpha.answers(0)[-1]
+    assert (answer["error"], answer["text"]) == ("ProgramFailed", "rank 1: it was stopped")
+    assert "ending all processes" not in alpha.output
+
+
+async def test_a_program_knows_its_rank_and_nothing_of_the_launcher(swarm, job):
+    async with job([[["environment", None], opened(1.0), finish()] for _ in range(2)]) as alpha:
+        pass
+    assert alpha.code == 0, alpha.output
+    for rank in range(2):
+        found = alpha.answers(rank)[0]
+        socket = found.pop("SWARM_SL_SOCKET")
+        assert ("rank-1" in socket) == (rank == 1)
+        assert found == {"SWARM_RANK": str(rank), "SWARM_NUM_RANKS": "2"}
+
+
 async def test_the_speakers_error_reaches_the_programs_of_all_ranks(swarm, job):
     async with job([[opened(1.0), sync()], [opened(1.0), sync()]], min_peers=2, max_wait_s=1) as alpha:
         pass

@@ -51,6 +51,14 @@ class Program:
     def stop_my_sl(self, _):
         os.kill(os.getppid(), signal.SIGSTOP)
 
+    def end_my_sl(self, _):
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+
+    def environment(self, _):
+        ours = ("SWARM_SL_", "SWARM_RANK", "SWARM_NUM_")
+        return {name: value for name, value in os.environ.items() if "PMI" in name or name.startswith(ours)}
+
     def fail(self, text):
         sys.exit(text)
 
