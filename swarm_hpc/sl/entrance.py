@@ -115,12 +115,13 @@ class Speaking:
     async def enter(self, wanted: Wanted) -> Entered:
         """Enter once all ranks want to, and want the same."""
         self._job.hold(wanted.arena)
-        wishes = await self._job.gather(opening(wanted))
         try:
+            wishes = await self._job.gather(opening(wanted))
             check_openings(wishes, wanted.arena.layout)
             training, resume = await self._job.unless_broken(self._single.join(wanted))
         except SwarmError as exc:
-            await self._job.conclude(Outcome(error=failure(exc)))
+            if self._job.broken is None:
+                await self._job.conclude(Outcome(error=failure(exc)))
             raise
         number = training.contract.round
         await self._job.conclude(Outcome(opened_round=number, share=resume))

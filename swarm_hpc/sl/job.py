@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from swarm_hpc.config import RanksConfig
-from swarm_hpc.errors import MergeError, ProgramFailed, RankLost, SwarmError
+from swarm_hpc.errors import MergeError, ProgramFailed, ProtocolError, RankLost, SwarmError, TimedOut
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.records import MergeMethod
 from swarm_hpc.sl.ranks import Beat, Broken, Bye, Go, Message, Outcome, Wish, failure, pack, raised, unpack
@@ -38,7 +38,7 @@ _BEATS_PER_TIMEOUT: Final = 6
 class Job:
     """One rank. `open_job` makes it, and ends it."""
 
-    def __init__(self, ranks: Ranks, thread: _MpiThread, timeout_s: float) -> None:
+    def __init__(self, ranks: Ranks, thread: _MpiThread, timeout_s: float, max_wait_s: float) -> None:
         self.rank, self.size = ranks.rank, ranks.size
         self.broken: SwarmError | None = None
         """Why the job cannot go on."""
@@ -47,6 +47,7 @@ class Job:
         self._ranks = ranks
         self._thread = thread
         self._timeout_s = timeout_s
+        self._max_wait_s = max_wait_s
         self._merger: ShardedMerge | None = None
         self._buffer = memoryview(b"")
         self._wishes: dict[int, Wish] = {}
@@ -74,9 +75,9 @@ class Job:
         self._merger, self._buffer = ShardedMerge(self._ranks, arena.layout), arena.buffer
 
     async def gather(self, mine: Wish) -> list[Wish]:
-        """Rank 0: the wishes of all ranks, once all have one. Raises what has broken the job."""
+        """Rank 0: the wishes of all ranks, once all have one. TimedOut, or what has broken the job."""
         self._wishes[0] = mine
-        await self._until(lambda: len(self._wishes) == self.size)
+        await self._in_time(lambda: len(self._wishes) == self.size, self._max_wait_s)
         return [self._wishes[rank] for rank in range(self.size)]
 
     async def merge(self, method: MergeMethod, weights: list[int]) -> None:
@@ -106,7 +107,8 @@ class Job:
         """Other ranks: tell rank 0 a wish, and wait for the outcome. Raises its error, or what broke the job."""
         self._outcomes.clear()
         await self._call(lambda: self._tell(mine))
-        await self._until(lambda: len(self._outcomes) > 0)
+        # rank 0 has one wait for its own program and one for the round
+        await self._in_time(lambda: len(self._outcomes) > 0, 2 * self._max_wait_s)
         outcome = self._outcomes.pop()
         if outcome.error is not None:
             raise raised(outcome.error)
@@ -149,6 +151,10 @@ class Job:
         except SwarmError as exc:
             self._lost |= set(self._others) if isinstance(exc, RankLost) else set()
             await self.fail(exc)
+        except Exception as exc:
+            # whatever it is, who waits must hear of it
+            log.exception("the exchange with the other ranks failed")
+            await self.fail(ProtocolError(f"ranks: the exchange with the other ranks failed: {exc!r}"))
 
     async def leave(self) -> bool:
         """Wait until no rank has anything more to do; whether all are well enough for MPI's own end."""
@@ -207,6 +213,13 @@ class Job:
         log.error("the job's ranks cannot go on: %s", error)
         self.broken = error
         self._news.set()
+
+    async def _in_time(self, condition: Callable[[], bool], max_wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self._until(condition)
+        except TimeoutError as exc:
+            raise TimedOut(f"{self.waits_for}; gave up after {max_wait_s:.0f} s (round.max_wait_s)") from exc
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait; raises what breaks the job."""
@@ -276,8 +289,10 @@ class _MpiThread:
 
 
 @asynccontextmanager
-async def open_job(config: RanksConfig) -> AsyncIterator[Job]:
+async def open_job(config: RanksConfig, *, max_wait_s: float) -> AsyncIterator[Job]:
     """This process's rank while the context lasts; at its end all ranks wait for each other.
+
+    `max_wait_s`: how long a program waits for those of the other ranks before it gives up.
 
     RanksMismatch, RankLost. An error that ends the context is told to all ranks and their programs.
     """
@@ -293,7 +308,7 @@ async def open_job(config: RanksConfig) -> AsyncIterator[Job]:
         thread.stop()
         raise
     log.info("rank %d of %d", ranks.rank, ranks.size)
-    job = Job(ranks, thread, config.timeout_s)
+    job = Job(ranks, thread, config.timeout_s, max_wait_s)
     pump = asyncio.create_task(job.run())
     try:
         try:

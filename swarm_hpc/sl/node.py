@@ -55,7 +55,7 @@ async def live(config: SlConfig) -> None:
     if config.ranks.kind is RanksKind.SINGLE:
         await _speak(config, None)
         return
-    async with open_job(config.ranks) as job:
+    async with open_job(config.ranks, max_wait_s=config.round.max_wait_s) as job:
         config = for_rank(config, job.rank, job.size)
         await (_speak(config, job) if job.rank == 0 else _follow(config, job))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from swarm_hpc.errors import SwarmError
 from swarm_hpc.kernels.arena import Arena
@@ -34,7 +35,9 @@ class SpeakingTraining:
         """Merge with the other ranks, then with the peers: `Training.sync`."""
         self._last = request
         mine = wish_of(Want.SYNC, self._arena, self._weight, request)
-        return await self._round(await self._job.gather(mine), request)
+        async with self._shared_errors():
+            wishes = await self._job.gather(mine)
+            return await self._round(wishes, request)
 
     async def finish(self, mode: FinishMode) -> Finished:
         """Take part as the mode says until all ranks have finished, then finish for the site: `Training.finish`."""
@@ -42,34 +45,37 @@ class SpeakingTraining:
         while True:
             last.put_back()
             mine = wish_of(Want.FINISH, self._arena, self._weight, self._last, mode=mode)
-            wishes = await self._job.gather(mine)
-            if is_over(wishes):
-                return await self._finish(wishes, mode)
-            await self._round(wishes, self._last)
+            async with self._shared_errors():
+                wishes = await self._job.gather(mine)
+                if is_over(wishes):
+                    return await self._finish(wishes, mode)
+                await self._round(wishes, self._last)
 
     async def _round(self, wishes: Sequence[Wish], request: SyncRequest) -> Synced:
-        try:
-            check_wishes(wishes)
-            await self._merge(wishes)
-            synced = await self._job.unless_broken(self._training.sync(combined(wishes, request)))
-        except SwarmError as exc:
-            await self._job.conclude(Outcome(error=failure(exc)))
-            raise
+        check_wishes(wishes)
+        await self._merge(wishes)
+        synced = await self._job.unless_broken(self._training.sync(combined(wishes, request)))
         await self._job.conclude(Outcome(synced=synced, share=True))
         return synced
 
     async def _finish(self, wishes: Sequence[Wish], mode: FinishMode) -> Finished:
-        try:
-            check_wishes(wishes)
-            check_modes(wishes)
-            if mode is not FinishMode.INACTIVE:
-                await self._merge(wishes)
-            finished = await self._job.unless_broken(self._training.finish(mode))
-        except SwarmError as exc:
-            await self._job.conclude(Outcome(error=failure(exc)))
-            raise
+        check_wishes(wishes)
+        check_modes(wishes)
+        if mode is not FinishMode.INACTIVE:
+            await self._merge(wishes)
+        finished = await self._job.unless_broken(self._training.finish(mode))
         await self._job.conclude(Outcome(finished=finished, share=finished.merged != ""))
         return finished
+
+    @asynccontextmanager
+    async def _shared_errors(self) -> AsyncIterator[None]:
+        """An error is the outcome of all wishes."""
+        try:
+            yield
+        except SwarmError as exc:
+            if self._job.broken is None:
+                await self._job.conclude(Outcome(error=failure(exc)))
+            raise
 
     async def _merge(self, wishes: Sequence[Wish]) -> None:
         weights = [wish.weight for wish in wishes]
