@@ -30,6 +30,13 @@ class TransferMode(StrEnum):
     DIRECT = "direct"
 
 
+class RanksKind(StrEnum):
+    """Whether an SL node is one process, or the ranks of an MPI job that speak with one voice."""
+
+    SINGLE = "single"
+    MPI = "mpi"
+
+
 class LedgerKind(StrEnum):
     """Which ledger an SN keeps."""
 
@@ -219,6 +226,24 @@ class ProgramConfig:
 
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
+class RanksConfig:
+    """The SL processes of one job that merge among themselves before their rank 0 checks in for all."""
+
+    kind: RanksKind = RanksKind.SINGLE
+    """single: this process alone is the node. mpi: all processes of the job are, each with an ML program of its own."""
+    num_ranks: int = 0
+    """mpi: how many processes the job has, as its launcher says (SLURM_NTASKS); MPI has to see the same number."""
+    timeout_s: float = 120.0
+    """mpi: a rank that is not heard of for this long is lost, and the job ends."""
+
+    def __post_init__(self) -> None:
+        positive(self, "timeout_s")
+        if self.kind is RanksKind.MPI and self.num_ranks < 1:
+            raise ConfigError("num_ranks: how many ranks has the job? Under Slurm: ranks.num_ranks=$SLURM_NTASKS")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
 class SlConfig:
     """`swarm-hpc sl`: a swarm learning node beside one ML program."""
 
@@ -235,6 +260,7 @@ class SlConfig:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
     program: ProgramConfig
 
     def __post_init__(self) -> None:

@@ -3,7 +3,8 @@
 SwarmError
 ├── ConfigError                 what a user typed: unknown key, bad value, missing file      exit 2
 │   ├── ContractMismatch        a node's settings differ from its training contract
-│   └── ModelMismatch           a tensor is missing, extra, or has another shape or dtype
+│   ├── ModelMismatch           a tensor is missing, extra, or has another shape or dtype
+│   └── RanksMismatch           MPI sees other ranks than the job has
 ├── IdentityError               certificates and authorisation                               exit 3
 │   ├── CertificateMissing      no such file, or not a certificate
 │   ├── CertificateExpired      not valid (any more, or yet)
@@ -14,6 +15,7 @@ SwarmError
 ├── TransportError
 │   ├── NotReachable            nobody answers                                               exit 4
 │   ├── TimedOut                a wait reached its deadline                                  exit 4
+│   ├── RankLost                a rank of this node's MPI job hangs or has ended             exit 4
 │   ├── PortInUse
 │   └── ProtocolError           the other side said something that the protocol does not know
 ├── BlobError
@@ -72,6 +74,10 @@ class ModelMismatch(ConfigError):
     http_status = 409
 
 
+class RanksMismatch(ConfigError):
+    """MPI sees another number of ranks than the job has: launcher and MPI library do not fit together."""
+
+
 class IdentityError(SwarmError):
     """Certificates and authorisation."""
 
@@ -120,6 +126,12 @@ class TimedOut(TransportError):
 
     exit_code = 4
     http_status = 504
+
+
+class RankLost(TransportError):
+    """A rank of this node's MPI job hangs or has ended; the job cannot go on."""
+
+    exit_code = 4
 
 
 class PortInUse(TransportError):

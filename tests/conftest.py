@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,8 +48,22 @@ def find_ledger_programs() -> LedgerPrograms | str:
         return str(exc)
 
 
+@cache
+def find_mpiexec() -> list[str] | str:
+    """How to start MPI ranks on this host, or why that cannot be."""
+    # the launcher of the library that mpi4py has: another one would make every rank a job of its own
+    beside = Path(sys.executable).parent / "mpiexec"
+    if find_spec("mpi4py") is None or not beside.exists():
+        return f"needs mpi4py and {beside}: run make setup, which installs the extra `mpi`"
+    return [str(beside), "-genv", "FI_PROVIDER", "tcp", "-genv", "FI_TCP_IFACE", "lo"]
+
+
 # What a mark stands for: a function that gives the reason where this machine cannot offer it.
-NEEDS: dict[str, Callable[[], object | str]] = {"geth": find_ledger_programs, "slurm": find_slurm}
+NEEDS: dict[str, Callable[[], object | str]] = {
+    "geth": find_ledger_programs,
+    "slurm": find_slurm,
+    "mpi": find_mpiexec,
+}
 
 
 def cannot_run(reason: str) -> NoReturn:
@@ -78,6 +94,15 @@ def slurm_clusters() -> Iterator[dict[str, Cluster]]:
     """The real Slurm clusters of sites alpha and beta, for tests marked `slurm`. Leave no job behind."""
     with clusters("alpha", "beta") as up:
         yield up
+
+
+@pytest.fixture(scope="session")
+def mpiexec() -> list[str]:
+    """The first words of a command that starts MPI ranks on this host, on loopback; for tests marked `mpi`."""
+    found = find_mpiexec()
+    if isinstance(found, str):
+        cannot_run(found)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -110,6 +110,21 @@ def test_what_cannot_be_used_is_named_in_one_line_with_exit_code_2(capsys, words
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["ranks=mpi"], "ranks.num_ranks: no value; give ranks.num_ranks=..."),
+        (["ranks=mpi", "ranks.num_ranks=0"], "ranks.num_ranks: how many ranks has the job? Under Slurm"),
+        (["ranks=mpi", "ranks.num_ranks=2", "ranks.timeout_s=0"], "ranks.timeout_s: 0.0 must be greater than 0"),
+        (["ranks=slurm"], "ranks is one of mpi, single"),
+    ],
+)
+def test_what_a_job_of_ranks_needs_is_asked_for(capsys, words, expected):
+    code, _, err = run(capsys, "sl", *IDENTITY, "name=alpha/sl/sl-1", "sn=a:1", "program.command=[]", *words)
+    assert code == 2
+    assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
         (["sites=0"], "sites: Input should be greater than or equal to 1 (it is 0)"),
         (["sites=99"], "sites: 99 is more than digits has: 8"),
         (["sites=two"], "sites: "),

@@ -9,7 +9,7 @@ K peers; `rows` is one flat array per peer, all of one length and floating dtype
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -141,26 +141,84 @@ def geometric_mixture(
 
     MergeError where no peer of positive weight is finite.
     """
+
+    def rows_of(peers: Sequence[int]) -> Iterator[Rows]:
+        return ([rows[peer] for peer in peers] for rows in pieces)
+
+    return mixture(
+        weights,
+        lambda peers: squared_distances(rows_of(peers), len(peers)),
+        lambda peers, centre: inner_products(rows_of(peers), len(peers), centre),
+        smoothing=smoothing,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+
+
+def mixture(
+    weights: Sequence[float],
+    distances: Callable[[Sequence[int]], tuple[set[int], Matrix]],
+    products: Callable[[Sequence[int], int], Matrix],
+    *,
+    smoothing: float = 1e-6,
+    tolerance: float = 1e-9,
+    max_iterations: int = 1000,
+) -> list[float]:
+    """`geometric_mixture` of models that lie anywhere: it asks for `squared_distances` and `inner_products`."""
     parts = shares(weights, len(weights))
     candidates = [peer for peer, part in enumerate(parts) if part > 0]
-    finite, squares = _squared_distances([[rows[peer] for peer in candidates] for rows in pieces])
-    usable = [candidates[index] for index in finite]
-    if not usable:
+    finite, squares = distances(candidates)
+    kept = sorted(finite)
+    if not kept:
         raise MergeError("no peer's parameters are finite")
+    usable = [candidates[index] for index in kept]
+    squares = [[squares[min(a, b)][max(a, b)] for b in kept] for a in kept]
     pulls = shares([parts[peer] for peer in usable], len(usable))
     centre, spread = medoid(squares, pulls)
     if spread <= NO_SPREAD:
-        mixture = [float(index == centre) for index in range(len(usable))]
+        found = [float(index == centre) for index in range(len(usable))]
     else:
         if max(squares[centre]) <= MAX_SQUARED_RATIO * spread**2:
-            products = centred(squares, centre)
+            inner = centred(squares, centre)
         else:
-            products = _inner_products([[rows[peer] for peer in usable] for rows in pieces], centre)
-        mixture = weiszfeld(
-            products, pulls, spread, smoothing=smoothing, tolerance=tolerance, max_iterations=max_iterations
-        )
-    by_peer = dict(zip(usable, mixture, strict=True))
+            inner = products(usable, centre)
+        found = weiszfeld(inner, pulls, spread, smoothing=smoothing, tolerance=tolerance, max_iterations=max_iterations)
+    by_peer = dict(zip(usable, found, strict=True))
     return [by_peer.get(peer, 0.0) for peer in range(len(weights))]
+
+
+@np.errstate(all="ignore")
+def squared_distances(pieces: Iterable[Rows], num_peers: int) -> tuple[set[int], Matrix]:
+    """(peers whose values are all finite, squared distances of each two of these: above the diagonal only).
+
+    A piece may be overwritten once the next one is asked for. Those of several parts of a model add up.
+    """
+    squares = [[0.0] * num_peers for _ in range(num_peers)]
+    finite = set(range(num_peers))
+    product = np.empty(CHUNK)
+    for columns in _wide_blocks(pieces, num_peers):
+        finite -= {peer for peer in finite if not _bounded(columns[peer])}
+        for first in finite:
+            for second in finite:
+                if first < second:
+                    difference = np.subtract(columns[first], columns[second], out=product[: len(columns[first])])
+                    squares[first][second] += _sum_of_products(difference, difference, difference)
+    return finite, squares
+
+
+@np.errstate(all="ignore")
+def inner_products(pieces: Iterable[Rows], num_peers: int, centre: int) -> Matrix:
+    """<x_j - x_c, x_k - x_c> of each two peers, every digit of it; pieces as in `squared_distances`."""
+    products = [[0.0] * num_peers for _ in range(num_peers)]
+    scratch = np.empty(CHUNK)
+    for columns in _wide_blocks(pieces, num_peers):
+        middle = columns[centre].copy()
+        for column in columns:
+            np.subtract(column, middle, out=column)
+        for first in range(num_peers):
+            for second in range(first, num_peers):
+                products[first][second] += _sum_of_products(columns[first], columns[second], scratch[: len(middle)])
+    return [[products[min(a, b)][max(a, b)] for b in range(num_peers)] for a in range(num_peers)]
 
 
 def _values(blob: ReadableBuffer, segment: Segment) -> Array:
@@ -261,41 +319,9 @@ def _weighted_middle(
     return lower, upper
 
 
-def _squared_distances(pieces: Sequence[Rows]) -> tuple[list[int], Matrix]:
-    """(peers whose values are all finite, squared distances of each two of these)."""
-    size = len(pieces[0])
-    squares = [[0.0] * size for _ in range(size)]
-    finite = set(range(size))
-    product = np.empty(CHUNK)
-    for columns in _wide_blocks(pieces):
-        finite -= {peer for peer in finite if not _bounded(columns[peer])}
-        for first in finite:
-            for second in finite:
-                if first < second:
-                    difference = np.subtract(columns[first], columns[second], out=product[: len(columns[first])])
-                    squares[first][second] += _sum_of_products(difference, difference, difference)
-    usable = sorted(finite)
-    return usable, [[squares[min(a, b)][max(a, b)] for b in usable] for a in usable]
-
-
-def _inner_products(pieces: Sequence[Rows], centre: int) -> Matrix:
-    """<x_j - x_c, x_k - x_c> of each two peers, every digit of it."""
-    size = len(pieces[0])
-    products = [[0.0] * size for _ in range(size)]
-    scratch = np.empty(CHUNK)
-    for columns in _wide_blocks(pieces):
-        middle = columns[centre].copy()
-        for column in columns:
-            np.subtract(column, middle, out=column)
-        for first in range(size):
-            for second in range(first, size):
-                products[first][second] += _sum_of_products(columns[first], columns[second], scratch[: len(middle)])
-    return [[products[min(a, b)][max(a, b)] for b in range(size)] for a in range(size)]
-
-
-def _wide_blocks(pieces: Sequence[Rows]) -> Iterator[list[Array]]:
+def _wide_blocks(pieces: Iterable[Rows], num_peers: int) -> Iterator[list[Array]]:
     """Chunk after chunk of all pieces, each peer's in float64; overwritten by the next."""
-    scratch = np.empty((len(pieces[0]), CHUNK))
+    scratch = np.empty((num_peers, CHUNK))
     for rows in pieces:
         for chunk in _chunks(len(rows[0])):
             columns = [column[: chunk.stop - chunk.start] for column in scratch]

@@ -149,8 +149,11 @@ class Swarm:
         self._ports[name] = int(str(facts["address"]).rpartition(":")[2])
         return True
 
-    def start_sl(self, site: str, program: ProgramConfig, **changes: Any) -> Process:
-        """Start the site's SL with that ML program; `changes` are fields of SlConfig to set otherwise."""
+    def start_sl(self, site: str, program: ProgramConfig, *, launcher: Sequence[str] = (), **changes: Any) -> Process:
+        """Start the site's SL with that ML program; `changes` are fields of SlConfig to set otherwise.
+
+        `launcher`: the first words of a command that starts it, such as mpiexec.
+        """
         config = SlConfig(
             name=str(sl_name(site)),
             sn=f"127.0.0.1:{self._ports[self.sn_for(site)]}",
@@ -162,7 +165,7 @@ class Swarm:
             round=self.config.round,
             program=program,
         )
-        return self._start(site, "sl", replace(config, **changes))
+        return self._start(site, "sl", replace(config, **changes), launcher)
 
     def sn_for(self, site: str) -> str:
         """Name of the SN that serves the site."""
@@ -173,14 +176,14 @@ class Swarm:
         transfer = self.config.transfer
         return replace(transfer, port=transfer.port and transfer.port + self.sites.index(site))
 
-    def _start(self, name: str, command: str, config: SnConfig | SlConfig) -> Process:
+    def _start(self, name: str, command: str, config: SnConfig | SlConfig, launcher: Sequence[str] = ()) -> Process:
         file = self.folder.settings / "node" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(_literal(encode(config)), sort_keys=False)
         file.write_text(
             f"# @package _global_\n# swarm-hpc {command} --config-dir {self.folder.settings} +node={name}\n{text}"
         )
-        words = [sys.executable, "-m", "swarm_hpc.cli", command, "--config-dir", str(self.folder.settings)]
+        words = [*launcher, sys.executable, "-m", "swarm_hpc.cli", command, "--config-dir", str(self.folder.settings)]
         process = Process.start(name, [*words, f"+node={name}"], log=self.folder.log(name), env=ONE_THREAD)
         self.processes[name] = process
         self._started.append(process)

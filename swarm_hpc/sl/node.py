@@ -7,14 +7,17 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from swarm_hpc.config import SlConfig
+from swarm_hpc.config import RanksKind, SlConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
 from swarm_hpc.identity.certs import Identity, load
 from swarm_hpc.records import NodeName
-from swarm_hpc.sl.exchange import Exchange, open_exchange
+from swarm_hpc.sl.entrance import Entrance, Following, Single, Speaking
+from swarm_hpc.sl.exchange import open_exchange
+from swarm_hpc.sl.job import Job, open_job
 from swarm_hpc.sl.listener import Connection, Listener, listen
 from swarm_hpc.sl.member import Member, load_instance
 from swarm_hpc.sl.program import started
@@ -25,6 +28,11 @@ log = logging.getLogger(__name__)
 
 SOCKET_VARIABLE = "SWARM_SL_SOCKET"
 """Environment variable in which the program finds the socket of its SL node."""
+RANK_VARIABLE = "SWARM_RANK"
+"""Which rank of its job this program is: from 0; only with ranks=mpi, as the next one."""
+NUM_RANKS_VARIABLE = "SWARM_NUM_RANKS"
+MPI_VARIABLES: Final = ("PMI_", "PMIX_", "OMPI_", "HYDI_", "MPI_LOCAL")
+"""What a launcher tells SL's MPI. A program that found it would take itself for a rank of a distributed training."""
 
 
 async def run(config: SlConfig) -> None:
@@ -44,6 +52,16 @@ async def live(config: SlConfig) -> None:
 
     ProgramFailed, or the error that the program was told last; Fenced or DuplicateNode: another process has the name.
     """
+    if config.ranks.kind is RanksKind.SINGLE:
+        await _speak(config, None)
+        return
+    async with open_job(config.ranks, max_wait_s=config.round.max_wait_s) as job:
+        config = for_rank(config, job.rank, job.size)
+        await (_speak(config, job) if job.rank == 0 else _follow(config, job))
+
+
+async def _speak(config: SlConfig, job: Job | None) -> None:
+    """Be the node on the ledger: alone, or for all ranks of a job."""
     identity = load(config.identity)
     _check_name(config, identity)
     state_dir = Path(config.state_dir)
@@ -60,18 +78,35 @@ async def live(config: SlConfig) -> None:
         listener = stack.enter_context(listen(state_dir))
         await member.register()
         stack.push_async_callback(member.leave)
-        work = _Work(config, sn, member, exchange, listener)
+        single = Single(sn, member, exchange)
+        work = _Work(config, single if job is None else Speaking(job, single), listener)
         await _first(member.keep_alive(), work.serve_programs(), work.run())
+
+
+async def _follow(config: SlConfig, job: Job) -> None:
+    """Be another rank of a job: no certificate, no connection but to rank 0."""
+    with listen(Path(config.state_dir)) as listener:
+        work = _Work(config, Following(job), listener)
+        await _first(work.serve_programs(), work.run())
+
+
+def for_rank(config: SlConfig, rank: int, num_ranks: int) -> SlConfig:
+    """The settings of one rank of a job: what ranks on one file system must not share, and what its program is told."""
+    program = config.program
+    env = {**program.env, RANK_VARIABLE: str(rank), NUM_RANKS_VARIABLE: str(num_ranks)}
+    if rank == 0:
+        return replace(config, program=replace(program, env=env))
+    log_file = program.log and f"{program.log}.rank-{rank}"
+    own = str(Path(config.state_dir) / f"rank-{rank}")
+    return replace(config, state_dir=own, program=replace(program, env=env, log=log_file))
 
 
 class _Work:
     """The program and its sessions."""
 
-    def __init__(self, config: SlConfig, sn: SnClient, member: Member, exchange: Exchange, listener: Listener) -> None:
+    def __init__(self, config: SlConfig, entrance: Entrance, listener: Listener) -> None:
         self._config = config
-        self._sn = sn
-        self._member = member
-        self._exchange = exchange
+        self._entrance = entrance
         self._listener = listener
         self._session: Session | None = None
         self._over = asyncio.Event()
@@ -94,7 +129,8 @@ class _Work:
             if self._session is None or not self._session.finished:
                 raise self._error() or ProgramFailed("the ML program went away before its training was finished")
             return
-        async with started(program, {SOCKET_VARIABLE: str(self._listener.path)}) as child:
+        without = MPI_VARIABLES if self._config.ranks.kind is RanksKind.MPI else ()
+        async with started(program, {SOCKET_VARIABLE: str(self._listener.path)}, without=without) as child:
             code = await child.wait()
             if code != 0:
                 failure = child.failure(code)
@@ -112,12 +148,12 @@ class _Work:
                 await connection.refuse(ProtocolError("another program has a session with this SL node"))
                 return
             self._over.clear()
-            self._session = Session(self._config, self._sn, self._member, self._exchange)
+            self._session = Session(self._config, self._entrance)
             await self._session.serve(connection)
             if self._session.joined and not self._session.finished:
                 # the program may run on without us, or for long until it has ended: the peers must not wait for it
                 log.warning("the ML program closed its session before its training was finished")
-                await self._member.stand_back()
+                await self._entrance.abandon()
             self._over.set()
         finally:
             connection.close()

@@ -68,13 +68,18 @@ class Program:
 
 
 @asynccontextmanager
-async def started(config: ProgramConfig, env: Mapping[str, str]) -> AsyncIterator[Program]:
+async def started(
+    config: ProgramConfig, env: Mapping[str, str], *, without: tuple[str, ...] = ()
+) -> AsyncIterator[Program]:
     """Start the program with SL's environment, the configured one and `env`; at the end of the block it is stopped.
+
+    `without`: variables of SL's own that begin so are not handed on.
 
     It has a process group of its own and dies with SL, whatever kills that. ConfigError: it cannot be started.
     """
     # the program inherits the environment as it is, which no setting of SL comes from
-    environment = {**os.environ, **config.env, **env}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(without)}
+    environment = {**own, **config.env, **env}
     path = _find(config, environment.get("PATH"))
     output = _open_log(config.log)
     try:

@@ -11,8 +11,8 @@ from swarm_hpc.errors import ConfigError, Fenced, ProtocolError, SwarmError
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import place
 from swarm_hpc.records import Progress
-from swarm_hpc.sl.contract import enter, settle, specify
-from swarm_hpc.sl.exchange import Exchange
+from swarm_hpc.sl.contract import settle, specify
+from swarm_hpc.sl.entrance import Entrance, Trains, Wanted
 from swarm_hpc.sl.frames import (
     LENGTH_BYTES,
     Answer,
@@ -24,10 +24,7 @@ from swarm_hpc.sl.frames import (
     SyncRequest,
 )
 from swarm_hpc.sl.listener import Connection
-from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.program import used_cpu_s
-from swarm_hpc.sl.training import Part, Training
-from swarm_hpc.sn.client import SnClient
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ log = logging.getLogger(__name__)
 class Session:
     """What one program has asked for so far. `serve` answers it until it closes the connection."""
 
-    def __init__(self, config: SlConfig, sn: SnClient, member: Member, exchange: Exchange) -> None:
+    def __init__(self, config: SlConfig, entrance: Entrance) -> None:
         self.finished = False
         """The program's training came to its end, final model included."""
         self.joined = False
@@ -43,10 +40,9 @@ class Session:
         self.error: SwarmError | None = None
         """The last error that the program was told."""
         self._config = config
-        self._sn = sn
-        self._member = member
-        self._exchange = exchange
-        self._training: Training | None = None
+        self._entrance = entrance
+        self._training: Trains | None = None
+        self._contract = ""
         self._arena: Arena | None = None
         self._progress = Progress()
         self._opening = "starting"
@@ -57,14 +53,14 @@ class Session:
 
         Errors go to the program, which ends or goes on as it likes. Fenced is raised, too: another process took over.
         """
-        self._member.report = self._report
+        self._entrance.attend(self._report)
         try:
             while (request := await self._next(connection)) is not None:
                 await self._answer(connection, request)
         except ConnectionAbortedError as exc:
             log.warning("%s", exc)
         finally:
-            self._member.report, self._member.rejoin = Progress, None
+            self._entrance.attend(None)
             if self._arena is not None:
                 self._arena.close()
 
@@ -119,29 +115,25 @@ class Session:
         layout = place(request.tensors, request.aliases)
         spec = specify(config, request.platform, layout)
         self._opening = f"entering training contract {spec.name}"
-        contract = await enter(self._sn, self._member, spec, layout)
-        self.joined = True
+        if self._arena is not None:
+            self._arena.close()
         self._arena = await asyncio.to_thread(Arena.create, layout)
-        part = Part(
-            arena=self._arena,
-            weight=config.node_weight,
-            rules=config.round,
-            used_cpu_s=lambda: used_cpu_s(connection.pid),
-        )
-        self._training = Training(self._sn, self._member, self._exchange, contract, part)
-        self._member.rejoin = self._training.rejoin
+        wanted = Wanted(config=config, spec=spec, arena=self._arena, used_cpu_s=lambda: used_cpu_s(connection.pid))
+        entered = await self._entrance.enter(wanted)
+        self.joined = True
+        self._training, self._contract = entered.training, spec.name
         self._progress = Progress(contract=spec.name, total_epochs=request.total_epochs)
-        resume = await self._training.resume()
-        log.info("in training contract %s at round %d%s", spec.name, contract.round, ", resumed" if resume else "")
+        resumed = ", resumed" if entered.resume else ""
+        log.info("in training contract %s at round %d%s", spec.name, entered.round, resumed)
         return Opened(
             layout=layout.header[LENGTH_BYTES:].decode(),
             size_bytes=layout.size_bytes,
-            resume=resume,
+            resume=entered.resume,
             contract=spec.name,
             min_peers=spec.min_peers,
             merge_method=spec.merge_method,
             node_weight=config.node_weight,
-            round=contract.round,
+            round=entered.round,
         )
 
     @property
@@ -157,5 +149,4 @@ class Session:
         self._progress = replace(self._progress, **known)
 
     def _report(self) -> Progress:
-        contract = self._training.contract.spec.name if self._training is not None else ""
-        return replace(self._progress, contract=contract, waiting=self._reason if self._working else "")
+        return replace(self._progress, contract=self._contract, waiting=self._reason if self._working else "")

@@ -46,6 +46,11 @@ class Training:
     ) -> None:
         self.contract = contract
         """As it was when last heard of."""
+        self.weight = part.weight
+        """What the next check-in says: its weight, and how many nodes of the site are merged into it."""
+        self.num_nodes = 1
+        self.others_cpu_s = 0.0
+        """CPU time so far of the programs whose parameters are merged into this node's."""
         self._sn = sn
         self._member = member
         self._part = part
@@ -164,7 +169,8 @@ class Training:
         check_in = CheckIn(
             node=self._member.name,
             blob=blob,
-            weight=self._part.weight,
+            weight=self.weight,
+            num_nodes=self.num_nodes,
             loss=self._last.loss,
             metric=self._last.metric,
             epoch=self._last.epoch or 0,
@@ -174,7 +180,7 @@ class Training:
 
     def _used(self) -> Resources:
         """What the program has used since this was last asked. GPU time is not measured."""
-        used_cpu_s = self._part.used_cpu_s()
+        used_cpu_s = self._part.used_cpu_s() + self.others_cpu_s
         since, self._counted_cpu_s = max(0.0, used_cpu_s - self._counted_cpu_s), used_cpu_s
         return Resources(cpu_s=round(since, 3))
 

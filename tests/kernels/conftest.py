@@ -1,0 +1,21 @@
+"""Starting a job of several MPI ranks on this host."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "ranks.py"
+
+
+@pytest.fixture
+def job(tmp_path, mpiexec):
+    """Runs `programs/ranks.py` in N ranks to its end, whatever that is."""
+
+    def run(what, num_ranks, *, said=None, timeout_s=60.0):
+        words = [*mpiexec, "-n", str(num_ranks), sys.executable, str(PROGRAM), what, str(tmp_path)]
+        words += [str(said or num_ranks), str(timeout_s)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=100)
+
+    return run
