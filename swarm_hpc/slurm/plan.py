@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import ProgramConfig, SiteConfig, SlConfig, SubmitConfig
+from swarm_hpc.config import ProgramConfig, RanksConfig, RanksKind, SiteConfig, SlConfig, SubmitConfig
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.slurm.environment import Task
 
@@ -113,9 +113,15 @@ def job_dir(config: SubmitConfig, task: Task) -> Path:
     return task.cwd / config.site.run_dir / f"job-{task.job}"
 
 
-def node_name(site: str, task: Task) -> NodeName:
-    """The task's node: a requeued job is the same nodes again."""
-    return NodeName.parse(f"{node_prefix(site, task.job)}{task.rank}")
+def node_name(site: SiteConfig, task: Task) -> NodeName:
+    """The task's node, all tasks' where they merge by MPI: a requeued job is the same nodes again."""
+    rank = 0 if is_one_node(site, task) else task.rank
+    return NodeName.parse(f"{node_prefix(site.name, task.job)}{rank}")
+
+
+def is_one_node(site: SiteConfig, task: Task) -> bool:
+    """Whether the job's tasks merge among themselves by MPI, and the first one checks in for all."""
+    return site.mpi != "none" and task.num_tasks > 1
 
 
 def node_prefix(site: str, job: str) -> str:
@@ -127,10 +133,14 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
     """The SL node of a task, with the site's training program as its child."""
     site, experiment = config.site, config.experiment
     folder = job_dir(config, task) / f"task-{task.rank}"
+    ranks = RanksConfig()
+    if is_one_node(site, task):
+        ranks = RanksConfig(kind=RanksKind.MPI, num_ranks=task.num_tasks)
     return SlConfig(
-        name=str(node_name(site.name, task)),
+        name=str(node_name(site, task)),
         sn=site.sn,
         state_dir=str(folder / "sl"),
+        ranks=ranks,
         node_weight=config.node_weight,
         identity=site.identity,
         connection=config.connection,
