@@ -185,3 +185,17 @@ def test_each_task_has_cpus_a_gpu_and_a_folder_on_its_nodes_disk_that_is_removed
     tasks = [f"{node} 2 {gpu} {tmpdir}" for node in ("alpha1", "alpha2") for gpu in (0, 1)]
     assert sorted(lines) == sorted([*tasks, *[str(tmpdir)] * 4])
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slurm
+def test_one_task_that_fails_ends_the_whole_job(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
+) -> None:
+    program = Path("program").absolute()
+    program.write_text('#!/bin/bash\n[ "$SLURM_PROCID" = 0 ] || exit 7\nexec sleep 600\n')
+    program.chmod(0o755)
+    code, _, err = submit(capsys, profiles, "site.nodes=2", f"site.command={program}", "poll_s=0.3", "--wait")
+    assert code == 1
+    job = re.search(r"job (\d+) ended as FAILED", err)
+    assert job, err
+    assert alpha.processes_of(job[1]) == []
