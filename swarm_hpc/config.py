@@ -391,7 +391,7 @@ class SiteConfig:
     setup: list[str] = field(default_factory=list)
     """Lines of bash to run before the tasks start, after the modules: such as source venv/bin/activate."""
     mpi: str = "none"
-    """What srun --mpi is given: none, pmi2, pmix; `srun --mpi=list` shows what the cluster has."""
+    """What srun --mpi is given: none, pmi2, pmix. With MPI a job's tasks merge among themselves and are one node."""
     scratch: str = ""
     """Folder on the compute nodes' own disks; TMPDIR then is a folder of the job in it. May hold $USER and the like."""
     requeue: bool = True

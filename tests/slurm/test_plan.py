@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swarm_hpc.cli import settings
-from swarm_hpc.config import SubmitConfig
+from swarm_hpc.config import RanksConfig, RanksKind, SubmitConfig
 from swarm_hpc.records import MergeMethod
 from swarm_hpc.slurm.environment import Task
 from swarm_hpc.slurm.plan import job_name, node_prefix, plan_task
@@ -37,6 +37,19 @@ def test_a_task_is_a_node_of_its_site_with_the_training_program_as_its_child() -
         "DATA_DIR": "/home/me/data/digits",
         "SCRATCH_DIR": folder,
     }
+
+
+def test_with_mpi_the_tasks_of_a_job_are_one_node() -> None:
+    config = load("site.mpi=pmi2")
+    first, second = (plan_task(config, replace(TASK, rank=rank), Path()) for rank in (0, 1))
+    assert first.name == second.name == "alpha/sl/job-12-0"
+    assert first.ranks == second.ranks == RanksConfig(kind=RanksKind.MPI, num_ranks=2)
+    assert first.state_dir != second.state_dir
+    assert first.program.cwd != second.program.cwd
+
+
+def test_a_single_task_needs_no_mpi() -> None:
+    assert plan_task(load("site.mpi=pmi2"), replace(TASK, rank=0, num_tasks=1), Path()).ranks == RanksConfig()
 
 
 def test_a_requeued_job_is_the_same_nodes_with_the_same_state() -> None:

@@ -61,3 +61,31 @@ def test_both_sites_gain_and_the_ledger_can_be_verified(network: Callable[..., N
     report = json.loads(done.stdout)
     assert (report["rounds_checked"], report["mismatches"]) == (len(rounds), 0)
     assert len(rounds) > 20
+
+
+@pytest.mark.mpi
+def test_the_tasks_of_a_job_on_two_nodes_merge_by_mpi_and_check_in_as_one(
+    network: Callable[..., Network], tmp_path: Path
+) -> None:
+    net = network()
+    data = tmp_path / "data"
+    deal(data)
+    loopback = ["export FI_PROVIDER=tcp FI_TCP_IFACE=lo"]  # both nodes are on this host
+    net.write_profile("alpha", nodes=2, mpi="pmi2", setup=loopback)
+    words = ("experiment=digits", "round.min_peers=2")
+    jobs = {site: net.submit(site, *words, f"data_dir={data / site}") for site in SITES}
+    for site, job in jobs.items():
+        net.end(site, job)
+        assert not net.slurm[site].processes_of(job)
+
+    rounds = net.rounds("digits")
+    assert len(rounds) > 20
+    nodes = {(check_in.node, check_in.num_nodes) for one in rounds for check_in in one.check_ins}
+    assert nodes == {(f"alpha/sl/job-{jobs['alpha']}-0", 2), (f"beta/sl/job-{jobs['beta']}-0", 1)}
+    results = {net.result("alpha", jobs["alpha"], task)["value"] for task in (0, 1)}
+    assert results == {net.result("beta", jobs["beta"])["value"]}, "all have the same model"
+    pooled = train_without_swarm(data / "pooled", tmp_path / "pooled")
+    assert results.pop() >= pooled - 0.02
+    done = net.command("alpha", "verify", str(net.folder.root), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mismatches"] == 0
