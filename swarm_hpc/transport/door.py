@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from swarm_hpc.identity.certs import Identity, peer_name
@@ -41,6 +42,7 @@ class Doorkeeper:
         self.tunnels = tunnels
         """Take over where the client asks for swarm-p2p; without them such a connection is closed."""
         self._entering: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._inside: Counter[str] = Counter()
 
     def __call__(self) -> asyncio.Protocol:
@@ -49,13 +51,21 @@ class Doorkeeper:
 
     def let_in(self, door: Door, transport: asyncio.Transport) -> None:
         """Start the handshake of one connection."""
+        if self._closed:  # accepted at the moment when the server stopped
+            transport.abort()
+            return
         if len(self._entering) >= MAX_HANDSHAKES:
             log.warning("refused %s: %d handshakes are under way", _address(transport), MAX_HANDSHAKES)
             transport.abort()
             return
         task = asyncio.get_running_loop().create_task(door.enter(transport))
         self._entering.add(task)
-        task.add_done_callback(self._entering.discard)
+        task.add_done_callback(partial(self._entered, transport))
+
+    def _entered(self, transport: asyncio.Transport, task: asyncio.Task[None]) -> None:
+        self._entering.discard(task)
+        if task.cancelled():
+            transport.abort()  # one that was cancelled before it began has not closed it
 
     def successor(self, tls: ssl.SSLObject) -> asyncio.Protocol | None:
         """What takes over a connection whose peer is checked; None, and logged, where nothing does."""
@@ -80,7 +90,8 @@ class Doorkeeper:
         return lambda: self._inside.subtract([name.site])
 
     async def close(self) -> None:
-        """End all handshakes that are under way."""
+        """End all handshakes that are under way, and let nobody in any more."""
+        self._closed = True
         entering = tuple(self._entering)
         for task in entering:
             task.cancel()

@@ -188,3 +188,22 @@ async def test_certificates_like_hpes_connect_only_where_both_sides_are_lenient(
     with pytest.raises(IdentityError, match="the peer refused this node's certificate"):
         await client.call("GET", "/")
     assert "strict_x509=false" in await the_warning(log)
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before its handshake began", "when the server has stopped"])
+async def test_a_connection_that_comes_while_the_server_stops_is_closed(sites, is_late):
+    keeper = door.Doorkeeper(sites.identity("alpha/sn/sn"), asyncio.Protocol)
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        if is_late:
+            await keeper.close()
+        # connection_made and close follow one another: no handshake has begun
+        made = asyncio.get_running_loop().create_task(
+            asyncio.get_running_loop().connect_accepted_socket(keeper, theirs)
+        )
+        await asyncio.sleep(0)
+        await keeper.close()
+        await made
+        async with asyncio.timeout(10):
+            assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
