@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.wait:
         _follow(config, job)
     if options.json:
-        print(json.dumps({"job": job, "site": config.site.name, "log": str(run_dir / f"slurm-{job}.log")}))
+        print(json.dumps({"job": job, "site": config.site.name, "log": _log(config, job)}))
     else:
         print(job)
     return 0
@@ -72,22 +72,27 @@ def _run(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> SubmitConfig:
     from swarm_hpc.config import SubmitConfig
 
-    return load(SubmitConfig, "submit", [*_site(options.words), *options.words], options.config_dir)
+    return load(SubmitConfig, "submit", _with_site(options.words), options.config_dir)
 
 
-def _site(words: Sequence[str]) -> list[str]:
+def _with_site(words: Sequence[str]) -> list[str]:
     site = os.environ.get(SITE_VARIABLE, "")
-    return [f"site={site}"] if site and not any(word.startswith("site=") for word in words) else []
+    is_named = any(word.startswith("site=") for word in words)
+    return [f"site={site}", *words] if site and not is_named else [*words]
+
+
+def _log(config: SubmitConfig, job: str) -> str:
+    """The job's log; %j stands for an ID that is not known yet."""
+    return str(Path(config.site.run_dir) / f"slurm-{job}.log")
 
 
 def _plan(config: SubmitConfig, options: argparse.Namespace) -> JobPlan:
     from swarm_hpc.slurm.plan import job_name, plan_job
 
-    words = [*_site(options.words), *options.words]
+    words = _with_site(options.words)
     if options.config_dir:
         words += ["--config-dir", options.config_dir]
-    log = f"{config.site.run_dir}/slurm-%j.log"
-    return plan_job(config.site, name=job_name(config), log=log, words=words)
+    return plan_job(config.site, name=job_name(config), log=_log(config, "%j"), words=words)
 
 
 def _show(config: SubmitConfig, text: str, *, as_json: bool) -> None:
@@ -115,8 +120,7 @@ def _follow(config: SubmitConfig, job: str) -> None:
             print(text, file=sys.stderr, flush=True)
             said = text
     if now.state != "COMPLETED":
-        log = Path(config.site.run_dir) / f"slurm-{job}.log"
-        raise JobFailed(f"job {job} ended as {now.state}, exit code {now.exit_code}; its log is {log}")
+        raise JobFailed(f"job {job} ended as {now.state}, exit code {now.exit_code}; its log is {_log(config, job)}")
 
 
 SUBMIT = Command(

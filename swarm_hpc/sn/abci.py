@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 from swarm_hpc.errors import LedgerError
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn import abci_pb2 as abci
-from swarm_hpc.sn.contracts import TICKS_PER_S
+from swarm_hpc.sn.contracts import TICKS_PER_S, ticks
 from swarm_hpc.sn.geth import Engine, EngineFault, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
 from swarm_hpc.sn.powers import Rule, Standing, Vote, step
@@ -216,14 +216,11 @@ class Application:
 
     def now_ms(self) -> int:
         """Ledger time, milliseconds since 1970: what a block made now would be stamped with, at the least."""
-        return max(self._timestamp, self._clock_ms())
+        return max(self._timestamp, ticks(self._clock()))
 
     def release(self) -> None:
         """The calling thread asks no more."""
         self._engine.rpc.close()
-
-    def _clock_ms(self) -> int:
-        return round(TICKS_PER_S * self._clock())
 
     def _read_head(self) -> tuple[str, int]:
         block = self._engine.head()
@@ -252,7 +249,7 @@ class Application:
 
     def _build(self) -> Payload | None:
         """A block of what is in geth's pool; None where nothing there is executable."""
-        timestamp = max(self._timestamp + 1, self._clock_ms())
+        timestamp = max(self._timestamp + 1, ticks(self._clock()))
         for wait_s in _BUILD_S:
             payload_id = self._engine.begin(self._head, timestamp, "0x" + os.urandom(32).hex())
             time.sleep(wait_s)
@@ -270,7 +267,7 @@ class Application:
             return ""
         if payload["parentHash"] != self._head:
             return f"its parent is {payload['parentHash'][:10]}, the head {self._head[:10]}"
-        ahead_ms = int(payload["timestamp"], 16) - max(self._timestamp + 1, self._clock_ms())
+        ahead_ms = int(payload["timestamp"], 16) - max(self._timestamp + 1, ticks(self._clock()))
         if ahead_ms > TICKS_PER_S * MAX_AHEAD_S:
             return f"its time is {ahead_ms // TICKS_PER_S} s ahead of the clock here"
         try:

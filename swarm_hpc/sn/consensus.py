@@ -27,7 +27,7 @@ from swarm_hpc.sn.abci import Application
 from swarm_hpc.sn.abci_server import AbciServer
 from swarm_hpc.sn.blocks import bring_to, load_tail
 from swarm_hpc.sn.comet import CometHome, CometProcess, CometRpc, ConsensusKeys
-from swarm_hpc.sn.contracts import TICKS_PER_S
+from swarm_hpc.sn.contracts import ticks
 from swarm_hpc.sn.epochs import Epoch
 from swarm_hpc.sn.geth import Engine, EngineFault, GethProcess, GethRpc, Payload, RpcRefused
 from swarm_hpc.sn.heights import Heights
@@ -277,7 +277,7 @@ class Consensus:
 
     def now_ms(self) -> int:
         """Ledger time, milliseconds since 1970."""
-        return self._application.now_ms() if self._application is not None else round(TICKS_PER_S * self._clock())
+        return self._application.now_ms() if self._application is not None else ticks(self._clock())
 
     @property
     def height(self) -> int:

@@ -25,7 +25,7 @@ from pyrevm import EVM, AccountInfo, BlockEnv, CfgEnv, Env
 from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from swarm_hpc.sn.contracts import TICKS_PER_S
+from swarm_hpc.sn.contracts import ticks
 from swarm_hpc.sn.journal import Entry, Journal, genesis_hash, next_hash
 
 BLOCK_GAS = 30_000_000
@@ -188,7 +188,7 @@ class EmbeddedProvider(BaseProvider):
         return len(self._blocks) - 1
 
     def _now(self) -> int:
-        return max(round(TICKS_PER_S * self._clock()), self._blocks[-1].at)
+        return max(ticks(self._clock()), self._blocks[-1].at)
 
     def _set_block(self, number: int, at: int) -> None:
         self._evm.set_block_env(BlockEnv(number=number, timestamp=at, gas_limit=BLOCK_GAS))

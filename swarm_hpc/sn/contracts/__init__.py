@@ -22,6 +22,11 @@ TICKS_PER_S: Final = 1000
 """Blocks are stamped in milliseconds: Ethereum wants a later time for each, and many may fall into one second."""
 
 
+def ticks(seconds: float) -> int:
+    """A time in seconds as blocks are stamped."""
+    return round(TICKS_PER_S * seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """One function of a contract: what a call of it looks like, and what its answer means."""
