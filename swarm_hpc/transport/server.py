@@ -27,6 +27,7 @@ from swarm_hpc.identity.certs import Identity, peer_name
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport import document
 from swarm_hpc.transport.door import Doorkeeper
+from swarm_hpc.transport.listening import stop
 from swarm_hpc.transport.tunnel import Tunnels
 from swarm_hpc.transport.watch import Watch
 
@@ -160,7 +161,7 @@ async def _open(
         reception.port = server.sockets[0].getsockname()[1]
         yield
     finally:
-        server.close()
+        await stop(server)
         await keeper.close()
 
 

@@ -24,6 +24,7 @@ from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport.client import expect_kind
 from swarm_hpc.transport.joint import FLUSH_S, Joint
 from swarm_hpc.transport.line import split_address
+from swarm_hpc.transport.listening import stop
 from swarm_hpc.transport.retry import at
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Tunnels:
         self._closed = True
         async with self._opening:
             for listener in self._listeners.values():
-                listener.close()
+                await stop(listener)
         for joint in (*self._outbound, *self._inbound):
             joint.abort()
         if self._outbound or self._inbound:
