@@ -220,6 +220,8 @@ class ProgramConfig:
     """Environment variables added to SL's own."""
     log: str = ""
     """File that takes the program's output; empty passes it through."""
+    save_timeout_s: float = 20.0
+    """How long the program has to come to the end of a batch and to save its state when the node is told to leave."""
     stop_timeout_s: float = 10.0
     """How long the program has between SIGTERM and SIGKILL."""
 
@@ -255,6 +257,8 @@ class SlConfig:
     """Where this node keeps its instance ID, its blobs and the socket for the ML program."""
     node_weight: int = 1
     """Weight of this node's parameters in a merge, 1-100, where the ML program does not say."""
+    left_file: str = ""
+    """Made when the node has left because of SIGUSR2: its job is to come back. Empty: none."""
     identity: IdentityConfig
     connection: ConnectionConfig = field(default_factory=ConnectionConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -396,9 +400,9 @@ class SiteConfig:
     """Folder on the compute nodes' own disks; TMPDIR then is a folder of the job in it. May hold $USER and the like."""
     requeue: bool = True
     """Slurm may put the job back into the queue, after a preemption or a node failure."""
-    warning_s: int = 0
-    """So many seconds before its time limit the job puts itself back into the queue, under the same ID; 0: never. For
-    programs that save their own state on SIGTERM and find it again: others would start over each time."""
+    warning_s: int = 120
+    """So many seconds before its time limit the job saves its state and goes back into the queue, under the same ID; 0:
+    it ends there."""
 
     def __post_init__(self) -> None:
         label(self, "name")

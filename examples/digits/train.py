@@ -5,6 +5,7 @@ An ordinary PyTorch script: the lines marked `swarm` are all that swarm learning
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,11 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=0.002)
     loss_function = nn.CrossEntropyLoss()
 
-    swarm = SwarmCallback(model=model, sync_frequency=10, total_epochs=max_epochs)  # swarm
+    swarm = SwarmCallback(model=model, optimizer=optimizer, sync_frequency=10, total_epochs=max_epochs)  # swarm
     swarm.on_train_begin()  # swarm
-    num_batches = 0
-    for epoch in range(max_epochs):
-        for x, y in loader:
+    num_batches = swarm.num_batches
+    for epoch in range(swarm.epoch, max_epochs):  # swarm: after a requeue, from where it was
+        for x, y in islice(loader, BATCHES_PER_EPOCH - swarm.batch):
             optimizer.zero_grad()
             loss = loss_function(model(x), y)
             loss.backward()

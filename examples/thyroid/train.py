@@ -55,6 +55,7 @@ def main() -> None:
         batches,
         steps_per_epoch=BATCHES_PER_EPOCH,
         epochs=max_epochs,
+        initial_epoch=swarm.epoch,  # swarm: after a requeue, from where it was
         verbose=2,
         callbacks=[swarm],  # swarm
     )

@@ -1,28 +1,37 @@
 """Takes an ML program through its training in the swarm, whatever its framework: when to sync, what to load and report.
 
-pytorch.py and keras.py turn the hooks of their framework into calls of `Training`; settings.py has the arguments.
+pytorch.py and keras.py turn the hooks of their framework into calls of `Training`; settings.py has the arguments,
+saving.py what a program keeps when its job is to come back.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from types import FrameType
 from typing import Final, Protocol
 
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.ml.adaptive import next_interval
+from swarm_hpc.ml.saving import Step, Store
 from swarm_hpc.ml.settings import Settings
 from swarm_hpc.records import Platform, Progress
-from swarm_hpc.sl.channel import MlChannel, OpenRequest, Session
+from swarm_hpc.sl.channel import LeaveAsked, MlChannel, OpenRequest, Session
 from swarm_hpc.sl.frames import finite
 
 REPORT_EVERY_S: Final = 2.0
 """Progress is reported at most this often between the ends of epochs."""
+EXIT_CODE: Final = os.EX_TEMPFAIL
+"""Of a program that has saved its state and ends, to go on later."""
 
 
 class Number(Protocol):
@@ -59,6 +68,12 @@ class SwarmModel(Protocol):
     def validate(self) -> Scores:
         """Loss and metric on ads_val_data; nothing else about the model changes."""
 
+    def save(self, folder: Path) -> None:
+        """Keep model, optimizer and random numbers in files there."""
+
+    def load(self, folder: Path) -> None:
+        """Take back what `save` kept. ConfigError where it does not fit."""
+
 
 class Stage(StrEnum):
     """How far a training is."""
@@ -74,6 +89,10 @@ class Training:
 
     With `socket_path` None (loopback) every call returns at once. A call out of order is a ConfigError. Whatever SL
     refuses is raised as the error of errors.py that it names; the session is then over.
+
+    When SL wants the program to leave, or SIGTERM comes, it saves its state (to `store`) at the end of the batch and
+    ends by SystemExit. A program that finds a saved state goes on from there: `num_batches`, `num_epochs` and `batch`
+    are known from the start, the rest is there after `begin`.
     """
 
     def __init__(
@@ -82,15 +101,21 @@ class Training:
         model: SwarmModel,
         socket_path: str | None,
         *,
+        store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.over = False
         """The contract is completed: batches are no longer merged. `end` still loads the final model."""
         self.interval = settings.sync_frequency
         """Batches from merge to merge; changes only with use_adaptive_sync."""
-        self.num_batches = 0
-        self.num_epochs = 0
+        self._store = store or Store(None)
+        self._saved = self._store.step()
+        came_from = self._saved or Step()
+        self.num_batches = came_from.num_batches
+        self.num_epochs = came_from.num_epochs
         """Epochs that have ended."""
+        self.batch = came_from.batch
+        """Batches since the last of them."""
         self._settings = settings
         self._model = model
         self._socket_path = socket_path
@@ -98,7 +123,11 @@ class Training:
         self._stage = Stage.NEW
         self._channel: MlChannel | None = None
         self._session: Session | None = None
+        self.round = came_from.round
+        """The model grew from the result of this round; 0: of none."""
         self._since_merge = 0
+        self._saved_at = clock()
+        self._terminated = False
         self._scores = Scores()
         self._losses: list[float] = []
         self._reported_at = -REPORT_EVERY_S
@@ -116,10 +145,8 @@ class Training:
             self._channel.on_waiting = self._tell_wait
             self._session = self._channel.open(self._request())
             self._settings.logger.info("in contract %s, round %d", self._session.contract, self._session.round)
-            if self._session.resume:
-                self._model.read(self._session.arena)
-            else:
-                self._sync()
+            self._heed_sigterm()
+            self._start(self._session)
 
     def batch_end(self, scores: Scores, *, num_batches: int = 1) -> None:
         """Count; merge when it is time."""
@@ -127,9 +154,11 @@ class Training:
             return
         self._expect(Stage.TRAINING, "on_batch_end")
         self.num_batches += num_batches
+        self.batch += num_batches
         self._since_merge += num_batches
         self._take(scores)
         with self._closing_on_error():
+            self._leave_if_asked()
             if self._since_merge >= self.interval and not self.over:
                 self._sync()
             if self._clock() - self._reported_at >= REPORT_EVERY_S:
@@ -141,6 +170,7 @@ class Training:
             return
         self._expect(Stage.TRAINING, "on_epoch_end")
         self.num_epochs = self.num_epochs + 1 if epoch is None else epoch + 1
+        self.batch = 0
         self._take(scores)
         with self._closing_on_error():
             self._report()
@@ -153,9 +183,11 @@ class Training:
         self._stage = Stage.ENDED
         with self._closing_on_error():
             channel, session = self._opened()
+            self._leave_if_asked()
             self._model.write(session.arena)
             finished = channel.finish(self._settings.checkin_on_train_end)
             self._model.read(session.arena)
+            self._store.drop()
         self._settings.logger.info("training ended; the swarm's final model (round %d) was loaded", finished.round)
         self.close()
 
@@ -165,6 +197,78 @@ class Training:
             self._stage = Stage.CLOSED
         if self._channel is not None:
             self._channel.close()
+        if signal.getsignal(signal.SIGTERM) == self._terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _start(self, session: Session) -> None:
+        """Go on from the saved state, if there is one, or from the contract's newest parameters if others went on."""
+        saved = self._saved
+        if saved is not None:
+            self._load(saved, session.contract)
+        if session.resume and not (saved and saved.round == session.round - 1):
+            self._model.read(session.arena)
+            self.round, self._since_merge = session.round - 1, 0
+        elif self.round == 0 or self._since_merge >= self.interval:
+            self._sync()
+
+    def _load(self, saved: Step, contract: str) -> None:
+        settings = self._settings
+        if saved.contract != contract:
+            raise ConfigError(
+                f"the state in {self._store.saved} is of training contract {saved.contract}, and this is {contract}: "
+                "remove the folder to start anew"
+            )
+        self._model.load(self._store.saved)
+        if settings.load_state is not None:
+            settings.load_state(self._store.saved)
+        self._since_merge = saved.since_merge
+        self.interval, self._losses = saved.interval, saved.losses
+        settings.logger.info("going on after batch %d, from %s", saved.num_batches, self._store.saved)
+
+    def _save(self) -> bool:
+        _, session = self._opened()
+        step = Step(
+            contract=session.contract,
+            round=self.round,
+            num_batches=self.num_batches,
+            num_epochs=self.num_epochs,
+            batch=self.batch,
+            since_merge=self._since_merge,
+            interval=self.interval,
+            losses=self._losses,
+        )
+        self._saved_at = self._clock()
+        return self._store.save(step, self._write_state)
+
+    def _write_state(self, folder: Path) -> None:
+        self._model.save(folder)
+        if self._settings.save_state is not None:
+            self._settings.save_state(folder)
+
+    def _leave_if_asked(self) -> None:
+        channel, _ = self._opened()
+        reason = "SIGTERM" if self._terminated else channel.leave_reason()
+        if reason is not None:
+            self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        """Save, say so, and end the program."""
+        if self._session is not None and self._save():
+            self._settings.logger.info("%s: saved after batch %d; the program ends", reason, self.num_batches)
+            self._opened()[0].saved()
+        raise SystemExit(EXIT_CODE)
+
+    def _heed_sigterm(self) -> None:
+        """Slurm gives SIGTERM to all processes of a job: it must not end the program before it has saved.
+
+        Left alone where the program has a handler of its own. SL ends a program that does not end by itself.
+        """
+        is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if is_free and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
 
     def _request(self) -> OpenRequest:
         tensors, aliases = self._model.describe()
@@ -191,7 +295,7 @@ class Training:
             batch=self.num_batches,
         )
         self._model.read(session.arena)
-        self._since_merge = 0
+        self._since_merge, self.round = 0, synced.round
         logger = self._settings.logger
         if synced.late:
             logger.warning("round %d closed without this node; it goes on from the merged parameters", synced.round)
@@ -201,6 +305,9 @@ class Training:
             logger.info("the swarm's training is over (round %d): no further merges", synced.round)
         if self._settings.ads_val_data is not None:
             self._validate()
+        save_every_s = self._settings.save_every_s
+        if save_every_s and self._clock() - self._saved_at >= save_every_s:
+            self._save()
 
     def _validate(self) -> None:
         """Judge the merged model; its scores are reported in place of the batches' own."""
@@ -247,7 +354,10 @@ class Training:
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
         try:
-            yield
+            try:
+                yield
+            except LeaveAsked as exc:
+                self._leave(str(exc))
         except BaseException:
             # the channel may be in the middle of a frame
             self._stage = Stage.CLOSED

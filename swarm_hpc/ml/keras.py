@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -18,9 +19,11 @@ from swarm_hpc.errors import ConfigError
 from swarm_hpc.kernels.arena import DTYPES, Arena
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.ml.callback import Scores, Training
-from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path
+from swarm_hpc.ml.saving import Step, Store
+from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path, state_dir
 from swarm_hpc.records import Platform
 
+_STATE: Final = "state.npz"
 _CODES: Final = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -31,6 +34,9 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
     whatever else `evaluate` takes. When the swarm's training is over, so is fit's. After `fit` the model is the swarm's
     final one. ConfigError names an argument that cannot be used; with SWARM_LOOPBACK=TRUE in the environment that is
     all that happens.
+
+    A program whose job may be stopped and come back (Slurm's requeue) passes `initial_epoch=swarm.epoch` to fit; model
+    and optimizer are as they were. What else it needs, save_state and load_state keep.
     """
 
     def __init__(self, **arguments: Unpack[Arguments]) -> None:
@@ -41,8 +47,16 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
             raise ConfigError(f"ads_val_data: a tuple of {len(data)}: pass (x, y) or (x, y, sample_weight)")
         self.logger = self._settings.logger
         self._socket_path = socket_path()
+        self._store = Store(state_dir())
         self._training: Training | None = None
         self._first_batch = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that have ended, those of an earlier job included: fit's initial_epoch."""
+        if self._training is not None:
+            return self._training.num_epochs
+        return (self._store.step() or Step()).num_epochs
 
     @property
     def training_over(self) -> bool:
@@ -52,7 +66,8 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Join the training contract and start from the same weights as everybody."""
         if self._training is None:
-            self._training = Training(self._settings, KerasModel(self.model, self._settings), self._socket_path)
+            model = KerasModel(self.model, self._settings)
+            self._training = Training(self._settings, model, self._socket_path, store=self._store)
         self._training.begin()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -138,6 +153,32 @@ class KerasModel:
                 x, **names, batch_size=self._settings.ads_val_batch_size, verbose=0, return_dict=True
             )
         return _scores(logs)
+
+    def save(self, folder: Path) -> None:
+        """The model's weights and the optimizer's variables."""
+        np.savez(folder / _STATE, **{name: variable.numpy() for name, variable in self._kept().items()})
+
+    def load(self, folder: Path) -> None:
+        """Take them back. ConfigError where the program is another one by now."""
+        kept = self._kept()
+        with np.load(folder / _STATE) as state:
+            if set(state.files) != set(kept):
+                other = sorted(set(state.files) ^ set(kept))[0]
+                raise ConfigError(
+                    f"the state in {folder} is of another model or optimizer ({other}); remove the folder to start anew"
+                )
+            for name, variable in kept.items():
+                # numpy keeps bfloat16 as nameless bytes
+                variable.assign(state[name].view(variable.numpy().dtype))
+
+    def _kept(self) -> dict[str, Any]:
+        optimizer = self._model.optimizer
+        if optimizer is None:
+            return self._weights()
+        if not optimizer.built:
+            optimizer.build(self._model.trainable_variables)
+        variables = {f"optimizer {number}": each for number, each in enumerate(optimizer.variables)}
+        return {**self._weights(), **variables}
 
     def _weights(self) -> dict[str, Any]:
         """Weights by path; a path that is there twice gets a number."""

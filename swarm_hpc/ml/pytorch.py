@@ -1,24 +1,28 @@
 """SwarmCallback for PyTorch: a training loop calls four hooks, and the whole `state_dict` of its model is merged.
 
-The optimizer's state is not merged: momentum and the like stay with each site.
+The optimizer's state is not merged: momentum and the like stay with each site. It is kept, with the model, when the
+program's job is to come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.ml.callback import Scores, Training
-from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path
+from swarm_hpc.ml.saving import Store
+from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path, state_dir
 from swarm_hpc.records import Platform
 
 Score: TypeAlias = Callable[[Any, Any], Any]
@@ -40,6 +44,7 @@ CODES: Final[Mapping[torch.dtype, str]] = {
     torch.bool: "BOOL",
 }
 """The safetensors code of each dtype that can be merged."""
+_STATE: Final = "state.pt"
 _DTYPES: Final = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -60,12 +65,16 @@ class SwarmCallback:
     names in torch.nn. The loss is averaged over the examples of its batches; the metric is computed once, over all
     outputs. ConfigError names an argument that cannot be used; with SWARM_LOOPBACK=TRUE in the environment that is all
     that happens.
+
+    A program whose job may be stopped and come back (Slurm's requeue) passes its `optimizer`, or several, and starts
+    its loops where it left off: `epoch` and `batch` say where. What else it needs, save_state and load_state keep.
     """
 
     def __init__(
         self,
         *,
         model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] = (),
         loss_function: str | Score | None = None,
         metric_function: str | Score | None = None,
         **arguments: Unpack[Arguments],
@@ -74,14 +83,31 @@ class SwarmCallback:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: {type(model).__name__} is not a torch.nn.Module: pass the model to be trained")
         model = _unwrapped(model)
+        optimizers = _optimizers(optimizer)
         judge = _judge(settings, loss_function, metric_function)
         self.logger = settings.logger
-        self._training = Training(settings, TorchModel(model, judge), socket_path())
+        mine = TorchModel(model, judge, optimizers)
+        self._training = Training(settings, mine, socket_path(), store=Store(state_dir()))
 
     @property
     def training_over(self) -> bool:
         """The swarm has completed its training: further batches are no longer merged, the loop may stop early."""
         return self._training.over
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that have ended, those of an earlier job included: where the loop over epochs begins."""
+        return self._training.num_epochs
+
+    @property
+    def batch(self) -> int:
+        """Batches since then: a program that comes back may leave out so many in its first epoch."""
+        return self._training.batch
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in all, those of an earlier job included: where a loop over steps begins."""
+        return self._training.num_batches
 
     def on_train_begin(self) -> None:
         """Join the training contract and start from the same parameters as everybody."""
@@ -152,9 +178,10 @@ class TorchModel:
 
     platform: Final = Platform.PYTORCH
 
-    def __init__(self, model: nn.Module, judge: Judge | None = None) -> None:
+    def __init__(self, model: nn.Module, judge: Judge | None = None, optimizers: Sequence[Optimizer] = ()) -> None:
         self._model = model
         self._judge = judge
+        self._optimizers = optimizers
 
     def describe(self) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
         """Every tensor of the state_dict. ConfigError names one that cannot be sent."""
@@ -181,6 +208,37 @@ class TorchModel:
         assert self._judge is not None, "only asked for with ads_val_data"
         return self._judge.score(self._model)
 
+    def save(self, folder: Path) -> None:
+        """Model, optimizers and torch's random numbers."""
+        state = {
+            "model": self._model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "random": torch.random.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all(),
+        }
+        torch.save(state, folder / _STATE)
+
+    def load(self, folder: Path) -> None:
+        """Take them back. ConfigError where the program is another one by now."""
+        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        kept = state["optimizers"]
+        if len(kept) != len(self._optimizers):
+            raise ConfigError(
+                f"optimizer: {len(kept)} were saved in {folder}, now there are {len(self._optimizers)}: pass the same "
+                "as before, or remove the folder to start anew"
+            )
+        try:
+            self._model.load_state_dict(state["model"])
+            for optimizer, its_state in zip(self._optimizers, kept, strict=True):
+                optimizer.load_state_dict(its_state)
+        except (RuntimeError, ValueError) as exc:
+            raise ConfigError(
+                f"the state in {folder} is of another model or optimizer; remove the folder to start anew: {exc}"
+            ) from exc
+        torch.random.set_rng_state(state["random"])
+        if len(state["cuda_random"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda_random"])
+
     def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors of the state_dict, each memory once, and the further names of shared ones."""
         stored: dict[str, Tensor] = {}
@@ -197,6 +255,14 @@ class TorchModel:
         if not stored:
             raise ConfigError("model: its state_dict is empty: there is nothing to merge")
         return stored, aliases
+
+
+def _optimizers(given: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:
+    optimizers = (given,) if isinstance(given, Optimizer) else tuple(given)
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"optimizer: {type(one).__name__} is not a torch.optim.Optimizer")
+    return optimizers
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

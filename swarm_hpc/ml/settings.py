@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, Required, TypedDict
 
 from swarm_hpc.errors import ConfigError
@@ -15,6 +16,7 @@ from swarm_hpc.records import LABEL, FinishMode, MergeMethod
 
 SOCKET_VARIABLE: Final = "SWARM_SL_SOCKET"
 LOOPBACK_VARIABLE: Final = "SWARM_LOOPBACK"
+STATE_VARIABLE: Final = "SWARM_STATE_DIR"
 
 
 class Arguments(TypedDict, total=False):
@@ -40,6 +42,13 @@ class Arguments(TypedDict, total=False):
     """What a finished node adds to later rounds: inactive (nothing), snapshot (its own last parameters), active."""
     total_epochs: int
     """For the progress display; 0: unknown."""
+    save_every_s: int
+    """The program's state is saved after a merge at least this long after the last time (saving.py), for the case that
+    its node is lost; 0: only when it is told to leave."""
+    save_state: Callable[[Path], None] | None
+    """Called with a folder, to keep there what the program needs besides model, optimizer and step."""
+    load_state: Callable[[Path], None] | None
+    """Called with the folder when the program goes on from it."""
     logger: logging.Logger | None
 
 
@@ -57,6 +66,9 @@ class Settings:
     ads_val_batch_size: int | None = None
     checkin_on_train_end: FinishMode = FinishMode.SNAPSHOT
     total_epochs: int = 0
+    save_every_s: int = 600
+    save_state: Callable[[Path], None] | None = field(default=None, repr=False)
+    load_state: Callable[[Path], None] | None = field(default=None, repr=False)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("swarm_hpc.ml"), repr=False)
 
 
@@ -76,6 +88,7 @@ def check(arguments: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"training_contract: {contract!r}: use letters, digits, '.', '_', '-', at most 63")
     if values.get("use_adaptive_sync") and "ads_val_data" not in values:
         raise ConfigError("use_adaptive_sync=True needs ads_val_data: pass validation data, or leave it out")
+    _check_hooks(values)
     return Settings(**values)
 
 
@@ -95,12 +108,19 @@ def socket_path(environ: Mapping[str, str] = os.environ) -> str | None:
     return path
 
 
+def state_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where the program's state is kept from job to job; None where SL does not say."""
+    path = environ.get(STATE_VARIABLE, "")
+    return Path(path) if path and socket_path(environ) is not None else None
+
+
 _NUMBERS: Final = (
     ("sync_frequency", 1, None),
     ("min_peers", 1, None),
     ("node_weight", 1, 100),
     ("ads_val_batch_size", 1, None),
     ("total_epochs", 0, None),
+    ("save_every_s", 0, None),
 )
 """Argument, least, most."""
 _KINDS: Final = (("training_contract", str), ("use_adaptive_sync", bool), ("logger", logging.Logger))
@@ -119,6 +139,15 @@ def _check_names(arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"SwarmCallback has no argument {name!r}: {advice}")
     if arguments.get("sync_frequency") is None:
         raise ConfigError("SwarmCallback: sync_frequency is missing: say after how many batches to merge, such as 10")
+
+
+def _check_hooks(values: Mapping[str, Any]) -> None:
+    hooks = {name: values[name] for name in ("save_state", "load_state") if name in values}
+    for name, hook in hooks.items():
+        if not callable(hook):
+            raise ConfigError(f"{name}: {hook!r}: pass a function that takes a folder (pathlib.Path)")
+    if len(hooks) == 1:
+        raise ConfigError("save_state and load_state go together: what the one keeps, the other one takes back")
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:

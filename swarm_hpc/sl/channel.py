@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -23,10 +25,12 @@ from swarm_hpc.sl.frames import (
     Failure,
     Finished,
     FinishRequest,
+    Leave,
     Ok,
     Opened,
     OpenRequest,
     Request,
+    Saved,
     Synced,
     SyncRequest,
     Waiting,
@@ -36,7 +40,7 @@ from swarm_hpc.sl.frames import (
     unpack,
 )
 
-__all__ = ["Finished", "MlChannel", "OpenRequest", "Session", "Synced"]
+__all__ = ["Finished", "LeaveAsked", "MlChannel", "OpenRequest", "Session", "Synced"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,10 @@ A = TypeVar("A")
 
 _RETRY_S: Final = 0.1
 """Between two tries to connect: the socket appears when SL is ready."""
+
+
+class LeaveAsked(Exception):
+    """SL wants the program to save its state and to end; it does not answer the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +73,8 @@ class MlChannel:
     """One session with SL. Use it as a context manager, or call `close`; for one thread at a time.
 
     Every request waits as long as SL says that it still works (`on_waiting`); TimedOut after `timeout_s` of silence.
-    What SL refuses is raised as the error of errors.py that it names. NotReachable: SL has ended.
+    What SL refuses is raised as the error of errors.py that it names. NotReachable: SL has ended. LeaveAsked, by open,
+    sync and finish: the program is to save its state, to call `saved`, and to end.
     """
 
     def __init__(self, connection: socket.socket, *, timeout_s: float = SILENCE_S) -> None:
@@ -75,6 +84,7 @@ class MlChannel:
         self._socket = connection
         self._timeout_s = timeout_s
         self._arena: Arena | None = None
+        self._leave: Leave | None = None
         connection.settimeout(timeout_s)
 
     @classmethod
@@ -140,6 +150,20 @@ class MlChannel:
         """
         return self._ask(FinishRequest(mode=mode), Finished)
 
+    def leave_reason(self) -> str | None:
+        """Why the program is to save its state and to end; None as long as it is not. Costs one look at the socket."""
+        if self._leave is None and self._has_news():
+            with self._translated():
+                answer, _ = self._receive()
+            if not isinstance(answer, Leave):
+                raise ProtocolError(f"channel: SL sent {type(answer).__name__} that nobody asked for")
+            self._leave = answer
+        return self._leave.reason if self._leave is not None else None
+
+    def saved(self) -> None:
+        """Tell SL that the state is saved: the program now ends."""
+        self._ask(Saved(), Ok)
+
     def close(self) -> None:
         """End the session and give the arena back. May be repeated."""
         self._socket.close()
@@ -163,7 +187,10 @@ class MlChannel:
 
     def _exchange(self, request: Request, expected: type[A]) -> tuple[A, int | None]:
         """Send a request and wait for its answer, and the file descriptor that came with it."""
-        try:
+        is_short = isinstance(request, Progress | Saved)
+        with self._translated():
+            if not (self._leave is None or is_short):
+                raise LeaveAsked(self._leave.reason)
             self._socket.sendall(pack(request))
             while True:
                 answer, fd = self._receive()
@@ -171,11 +198,29 @@ class MlChannel:
                     return answer, fd
                 if fd is not None:
                     os.close(fd)
-                if isinstance(answer, Failure):
-                    raise by_name(answer.name)(answer.detail)
-                if not isinstance(answer, Waiting):
-                    raise ProtocolError(f"channel: SL answered {type(answer).__name__} instead of {expected.__name__}")
-                self.on_waiting(answer.reason)
+                match answer:
+                    case Failure():
+                        raise by_name(answer.name)(answer.detail)
+                    case Leave():
+                        self._leave = answer
+                        if not is_short:
+                            raise LeaveAsked(answer.reason)
+                    case Waiting():
+                        self.on_waiting(answer.reason)
+                    case _:
+                        kind = type(answer).__name__
+                        raise ProtocolError(f"channel: SL answered {kind} instead of {expected.__name__}")
+
+    def _has_news(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of the socket as what they mean."""
+        try:
+            yield
         # a TimeoutError is an OSError, too
         except TimeoutError as exc:
             raise TimedOut(f"SL is gone: nothing heard from it for {self._timeout_s:.0f} s; see its log") from exc

@@ -71,6 +71,9 @@ class Entrance(Protocol):
     async def abandon(self) -> None:
         """The program went away before its training was finished: nobody must wait for it."""
 
+    async def withdraw(self) -> None:
+        """The node leaves, and its program may still be saving: no round is to wait for it."""
+
 
 class Single:
     """This process is the node."""
@@ -102,6 +105,11 @@ class Single:
 
     async def abandon(self) -> None:
         """See `Entrance`."""
+        await self._member.stand_back()
+
+    async def withdraw(self) -> None:
+        """See `Entrance`."""
+        self._member.rejoin = None
         await self._member.stand_back()
 
 
@@ -137,6 +145,10 @@ class Speaking:
         await self._single.abandon()
         await fail(self._job)
 
+    async def withdraw(self) -> None:
+        """See `Entrance`."""
+        await self._single.withdraw()
+
 
 class Following:
     """Another rank: it takes part through rank 0, and is not on the ledger."""
@@ -158,6 +170,9 @@ class Following:
     async def abandon(self) -> None:
         """See `Entrance`."""
         await fail(self._job)
+
+    async def withdraw(self) -> None:
+        """Rank 0 does."""
 
 
 def opening(wanted: Wanted) -> Wish:

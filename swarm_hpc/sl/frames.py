@@ -61,6 +61,11 @@ class FinishRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Answer to Leave: the program has kept what it needs to go on later, and ends. SL answers Ok."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """Answer to OpenRequest; the arena's file descriptor comes with it."""
 
@@ -100,7 +105,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ok:
-    """Answer to Progress."""
+    """Answer to Progress and Saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +123,23 @@ class Waiting:
     reason: str
 
 
-Request: TypeAlias = OpenRequest | SyncRequest | Progress | FinishRequest
-Answer: TypeAlias = Opened | Synced | Finished | Ok | Failure | Waiting
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """Save your state at the next end of a batch, and end. Comes once, at any time; open, sync and finish get no answer
+    afterwards."""
+
+    reason: str
+
+
+Request: TypeAlias = OpenRequest | SyncRequest | Progress | FinishRequest | Saved
+Answer: TypeAlias = Opened | Synced | Finished | Ok | Failure | Waiting | Leave
 
 REQUESTS: Final[Mapping[str, type]] = {
     "open": OpenRequest,
     "sync": SyncRequest,
     "progress": Progress,
     "finish": FinishRequest,
+    "saved": Saved,
 }
 ANSWERS: Final[Mapping[str, type]] = {
     "opened": Opened,
@@ -134,6 +148,7 @@ ANSWERS: Final[Mapping[str, type]] = {
     "ok": Ok,
     "error": Failure,
     "waiting": Waiting,
+    "leave": Leave,
 }
 _TYPES: Final = {cls: name for name, cls in ({**REQUESTS, **ANSWERS}).items()}
 

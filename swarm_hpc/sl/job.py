@@ -44,6 +44,8 @@ class Job:
         """Why the job cannot go on."""
         self.reason: Callable[[], str] = str
         """What rank 0 tells the others that it waits for."""
+        self.patience_s: float | None = None
+        """How long `leave` waits for the other ranks to end; None: as long as all are well."""
         self._ranks = ranks
         self._thread = thread
         self._timeout_s = timeout_s
@@ -159,12 +161,12 @@ class Job:
     async def leave(self) -> bool:
         """Wait until no rank has anything more to do; whether all are well enough for MPI's own end."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(None) as patience:
+            async with asyncio.timeout(self.patience_s) as patience:
                 self._left.add(self.rank)
                 if self.rank > 0:
                     await self._spread(Bye())
                 while not self._all_left():
-                    if self.broken is not None and patience.when() is None:
+                    if self.broken is not None and self.patience_s is None and patience.when() is None:
                         # a program that trains on, and asks for nothing, has this long to find out
                         patience.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     self._news.clear()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +14,13 @@ from swarm_hpc.config import RanksKind, SlConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
 from swarm_hpc.identity.certs import Identity, load
 from swarm_hpc.records import NodeName
+from swarm_hpc.sl.departure import Departure
 from swarm_hpc.sl.entrance import Entrance, Following, Single, Speaking
 from swarm_hpc.sl.exchange import open_exchange
 from swarm_hpc.sl.job import Job, open_job
 from swarm_hpc.sl.listener import Connection, Listener, listen
 from swarm_hpc.sl.member import Member, load_instance
-from swarm_hpc.sl.program import started
+from swarm_hpc.sl.program import Program, started
 from swarm_hpc.sl.session import Session
 from swarm_hpc.sn.client import SnClient
 
@@ -28,39 +28,50 @@ log = logging.getLogger(__name__)
 
 SOCKET_VARIABLE = "SWARM_SL_SOCKET"
 """Environment variable in which the program finds the socket of its SL node."""
+STATE_VARIABLE = "SWARM_STATE_DIR"
+"""Where the program keeps its own state, to go on with when its node comes back."""
 RANK_VARIABLE = "SWARM_RANK"
 """Which rank of its job this program is: from 0; only with ranks=mpi, as the next one."""
 NUM_RANKS_VARIABLE = "SWARM_NUM_RANKS"
+_SOON_S: Final = 2.0
 MPI_VARIABLES: Final = ("PMI_", "PMIX_", "OMPI_", "HYDI_", "MPI_LOCAL")
 """What a launcher tells SL's MPI. A program that found it would take itself for a rank of a distributed training."""
 
 
 async def run(config: SlConfig) -> None:
-    """`live` until it ends, or until SIGTERM, which ends it in order. For the main thread."""
-    life = asyncio.ensure_future(live(config))
-    with _stopped_by(signal.SIGTERM, life) as was_stopped:
+    """`live` until it ends, or until a signal, which ends it in order (departure.py). For the main thread."""
+    departure = Departure()
+    life = asyncio.ensure_future(live(config, departure))
+    with departure.by_signals(life):
         try:
             await life
         except asyncio.CancelledError:
-            if not was_stopped():
+            if not departure.stopped:
                 raise
-            log.info("stopped by SIGTERM")
+            log.info("stopped: %s", departure.reason)
+    if departure.warned and config.left_file:
+        await asyncio.to_thread(Path(config.left_file).touch)
 
 
-async def live(config: SlConfig) -> None:
-    """Be an SL node until the program has finished its training and ended; without one, until the session is over.
+async def live(config: SlConfig, departure: Departure | None = None) -> None:
+    """Be an SL node until the program has finished its training and ended; without one, until the session is over; or
+    until it has left.
 
     ProgramFailed, or the error that the program was told last; Fenced or DuplicateNode: another process has the name.
     """
+    departure = departure or Departure()
     if config.ranks.kind is RanksKind.SINGLE:
-        await _speak(config, None)
+        await _speak(config, None, departure)
         return
     async with open_job(config.ranks, max_wait_s=config.round.max_wait_s) as job:
         config = for_rank(config, job.rank, job.size)
-        await (_speak(config, job) if job.rank == 0 else _follow(config, job))
+        await (_speak(config, job, departure) if job.rank == 0 else _follow(config, job, departure))
+        if departure.asked.is_set():
+            # all ranks are told at the same time, by Slurm
+            job.patience_s = config.program.save_timeout_s + config.program.stop_timeout_s
 
 
-async def _speak(config: SlConfig, job: Job | None) -> None:
+async def _speak(config: SlConfig, job: Job | None, departure: Departure) -> None:
     """Be the node on the ledger: alone, or for all ranks of a job."""
     identity = load(config.identity)
     _check_name(config, identity)
@@ -79,14 +90,14 @@ async def _speak(config: SlConfig, job: Job | None) -> None:
         await member.register()
         stack.push_async_callback(member.leave)
         single = Single(sn, member, exchange)
-        work = _Work(config, single if job is None else Speaking(job, single), listener)
+        work = _Work(config, single if job is None else Speaking(job, single), listener, departure)
         await _first(member.keep_alive(), work.serve_programs(), work.run())
 
 
-async def _follow(config: SlConfig, job: Job) -> None:
+async def _follow(config: SlConfig, job: Job, departure: Departure) -> None:
     """Be another rank of a job: no certificate, no connection but to rank 0."""
     with listen(Path(config.state_dir)) as listener:
-        work = _Work(config, Following(job), listener)
+        work = _Work(config, Following(job), listener, departure)
         await _first(work.serve_programs(), work.run())
 
 
@@ -104,10 +115,11 @@ def for_rank(config: SlConfig, rank: int, num_ranks: int) -> SlConfig:
 class _Work:
     """The program and its sessions."""
 
-    def __init__(self, config: SlConfig, entrance: Entrance, listener: Listener) -> None:
+    def __init__(self, config: SlConfig, entrance: Entrance, listener: Listener, departure: Departure) -> None:
         self._config = config
         self._entrance = entrance
         self._listener = listener
+        self._departure = departure
         self._session: Session | None = None
         self._over = asyncio.Event()
 
@@ -122,24 +134,76 @@ class _Work:
 
     async def run(self) -> None:
         """Run the program to its end; without one, wait for the session of a program that is started by hand."""
+        self._departure.attended = True
         program = self._config.program
         if not program.command:
             log.info("start the program with %s=%s", SOCKET_VARIABLE, self._listener.path)
-            await self._over.wait()
-            if self._session is None or not self._session.finished:
+            ended = await self._until_left(self._over.wait())
+            if ended and (self._session is None or not self._session.finished):
                 raise self._error() or ProgramFailed("the ML program went away before its training was finished")
             return
         without = MPI_VARIABLES if self._config.ranks.kind is RanksKind.MPI else ()
-        async with started(program, {SOCKET_VARIABLE: str(self._listener.path)}, without=without) as child:
-            code = await child.wait()
-            if code != 0:
-                failure = child.failure(code)
-                log.error("%s", failure)
-                raise self._error() or failure
+        async with started(program, self._env(), without=without) as child:
+            if not await self._until_left(child.wait()):
+                return
+            await self._check_code(child)
+        if self._departure.asked.is_set():
+            return
         if self._session is None or not self._session.finished:
             raise self._error() or ProgramFailed(
                 f"the ML program {program.command[0]} ended before its training was finished: "
                 "does it call SwarmCallback's on_train_begin and on_train_end?"
+            )
+
+    def _env(self) -> dict[str, str]:
+        state = Path(self._config.state_dir).absolute() / "program"
+        return {SOCKET_VARIABLE: str(self._listener.path), STATE_VARIABLE: str(state)}
+
+    async def _check_code(self, child: Program) -> None:
+        code = await child.wait()
+        if self._session is not None and self._session.saved and await self._is_leaving_soon():
+            return
+        if code != 0:
+            failure = child.failure(code)
+            log.error("%s", failure)
+            raise self._error() or failure
+
+    async def _is_leaving_soon(self) -> bool:
+        """A signal for all processes of a job may reach the program first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SOON_S):
+                await self._departure.asked.wait()
+        return self._departure.asked.is_set()
+
+    async def _until_left(self, end: Coroutine[Any, Any, Any]) -> bool:
+        """Wait for the program's end: True. False: the node is to leave, and the program had its time to save."""
+        ended = asyncio.ensure_future(end)
+        asked = asyncio.ensure_future(self._departure.asked.wait())
+        try:
+            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return True
+            await asyncio.gather(self._entrance.withdraw(), self._await_saved(ended))
+            return self._session is not None and self._session.finished
+        finally:
+            for each in (ended, asked):
+                each.cancel()
+            await asyncio.gather(ended, asked, return_exceptions=True)
+
+    async def _await_saved(self, ended: asyncio.Future[Any]) -> None:
+        """Have the program save its state, if it is in the middle of a training, and end."""
+        session, patience_s = self._session, self._config.program.save_timeout_s
+        if session is None or not session.joined or self._over.is_set():
+            return
+        session.ask_to_leave(self._departure.reason)
+        await asyncio.wait({ended}, timeout=patience_s)
+        if session.saved:
+            log.info("the ML program has saved its state")
+        elif not session.finished:
+            log.warning(
+                "the ML program did not save its state within %g s (program.save_timeout_s): it needs a SwarmCallback, "
+                "and batches that take less time",
+                patience_s,
             )
 
     async def _serve(self, connection: Connection) -> None:
@@ -150,7 +214,7 @@ class _Work:
             self._over.clear()
             self._session = Session(self._config, self._entrance)
             await self._session.serve(connection)
-            if self._session.joined and not self._session.finished:
+            if self._session.joined and not self._session.finished and not self._departure.asked.is_set():
                 # the program may run on without us, or for long until it has ended: the peers must not wait for it
                 log.warning("the ML program closed its session before its training was finished")
                 await self._entrance.abandon()
@@ -179,20 +243,3 @@ def _check_name(config: SlConfig, identity: Identity) -> None:
     site = NodeName.parse(config.name).site
     if site != identity.name.site:
         raise ConfigError(f"name: {config.name} is of site {site}, its certificate of site {identity.name.site}")
-
-
-@contextmanager
-def _stopped_by(number: signal.Signals, life: asyncio.Future[None]) -> Iterator[Any]:
-    """Cancel `life` at that signal; yields whether that has happened."""
-    seen: list[signal.Signals] = []
-
-    def stop() -> None:
-        seen.append(number)
-        life.cancel()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(number, stop)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        loop.remove_signal_handler(number)

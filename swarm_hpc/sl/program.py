@@ -25,6 +25,7 @@ _TAIL_BYTES: Final = 8192
 _DIE_WITH_PARENT: Final = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
 os.execv(sys.argv[2], sys.argv[3:])
@@ -75,7 +76,8 @@ async def started(
 
     `without`: variables of SL's own that begin so are not handed on.
 
-    It has a process group of its own and dies with SL, whatever kills that. ConfigError: it cannot be started.
+    It has a process group of its own and dies with SL, whatever kills that. SIGUSR2, which Slurm gives to all processes
+    of a step, is for SL, and does not end it. ConfigError: it cannot be started.
     """
     # the program inherits the environment as it is, which no setting of SL comes from
     own = {name: value for name, value in os.environ.items() if not name.startswith(without)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from swarm_hpc.config import SlConfig
 from swarm_hpc.errors import ConfigError, Fenced, ProtocolError, SwarmError
@@ -17,16 +19,20 @@ from swarm_hpc.sl.frames import (
     LENGTH_BYTES,
     Answer,
     FinishRequest,
+    Leave,
     Ok,
     Opened,
     OpenRequest,
     Request,
+    Saved,
     SyncRequest,
 )
 from swarm_hpc.sl.listener import Connection
 from swarm_hpc.sl.program import used_cpu_s
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Session:
@@ -37,6 +43,8 @@ class Session:
         """The program's training came to its end, final model included."""
         self.joined = False
         """It takes part in a training contract."""
+        self.saved = False
+        """It has saved its state, because it was asked to leave."""
         self.error: SwarmError | None = None
         """The last error that the program was told."""
         self._config = config
@@ -47,6 +55,9 @@ class Session:
         self._progress = Progress()
         self._opening = "starting"
         self._working = False
+        self._leave_reason = ""
+        self._leaving = asyncio.Event()
+        self._told_to_leave = False
 
     async def serve(self, connection: Connection) -> None:
         """Answer requests until the program closes the connection.
@@ -61,12 +72,18 @@ class Session:
             log.warning("%s", exc)
         finally:
             self._entrance.attend(None)
-            if self._arena is not None:
+            # other ranks may be merging with it still
+            if self._arena is not None and not self._leaving.is_set():
                 self._arena.close()
+
+    def ask_to_leave(self, reason: str) -> None:
+        """Have the program save its state and end. What it waits for now is given up."""
+        self._leave_reason = reason
+        self._leaving.set()
 
     async def _next(self, connection: Connection) -> Request | None:
         try:
-            return await connection.receive()
+            return await self._or_leave(connection, connection.receive(), stops=False)
         except ProtocolError as exc:
             log.error("%s", exc)
             self.error = exc
@@ -75,11 +92,16 @@ class Session:
 
     async def _answer(self, connection: Connection, request: Request) -> None:
         try:
-            if isinstance(request, Progress):
-                self._progress = request
+            if isinstance(request, Progress | Saved):
+                self._take(request)
                 await connection.send(Ok())
                 return
-            answer = await connection.wait_for(self._work(connection, request), lambda: self._reason)
+            if self._told_to_leave:
+                return  # it asked before it had read that
+            work = connection.wait_for(self._work(connection, request), lambda: self._reason)
+            answer = await self._or_leave(connection, work, stops=True)
+            if answer is None:
+                return
             fd = self._arena.fd if isinstance(answer, Opened) and self._arena is not None else None
             await connection.send(answer, fd=fd)
         except SwarmError as exc:
@@ -88,6 +110,33 @@ class Session:
             await connection.send_error(exc)
             if isinstance(exc, Fenced):
                 raise
+
+    def _take(self, request: Progress | Saved) -> None:
+        if isinstance(request, Progress):
+            self._progress = request
+        else:
+            self.saved = True
+
+    async def _or_leave(self, connection: Connection, work: Coroutine[Any, Any, T], *, stops: bool) -> T | None:
+        """Do some work, and meanwhile tell the program to leave, once that is wanted; then None if the work `stops`."""
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        try:
+            if not self._told_to_leave:
+                await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    if stops:
+                        task.cancel()
+                        await asyncio.wait({task})
+                    self._told_to_leave = True
+                    await connection.send(Leave(reason=self._leave_reason))
+                    if stops:
+                        return None
+            return await task
+        finally:
+            for each in (task, leaving):
+                each.cancel()
+            await asyncio.gather(task, leaving, return_exceptions=True)
 
     async def _work(self, connection: Connection, request: Request) -> Answer:
         if isinstance(request, OpenRequest):

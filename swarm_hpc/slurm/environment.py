@@ -11,6 +11,8 @@ from swarm_hpc.errors import NotInJob
 
 _JOB: Final = "SLURM_JOB_ID"
 _RANK: Final = "SLURM_PROCID"
+LEFT_FILE: Final = "SWARM_LEFT_FILE"
+"""Set by the job's own script (script.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class Task:
     """How often the job was put back into the queue after it had started."""
     node: str = ""
     """Slurm's name of the compute node."""
+    left_file: str = ""
+    """What a task makes when it has left because of a warning, so that the job's script puts it back into the queue."""
     cwd: Path = Path()
     """Where relative paths start: the folder that the job was submitted from."""
 
@@ -43,6 +47,7 @@ def read_task(env: Mapping[str, str], cwd: Path) -> Task:
         num_cpus=_number(env, "SLURM_CPUS_PER_TASK", 1),
         num_restarts=_number(env, "SLURM_RESTART_COUNT", 0),
         node=env.get("SLURMD_NODENAME", ""),
+        left_file=env.get(LEFT_FILE, ""),
         cwd=cwd,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,20 @@ _ABOUT_SN: Final = """\
 # A site's SN as a job, where there is no service node for it. data_dir, on the shared file system, is its whole memory;
 # endpoint.json in it says where the SN is. sbatch SCRIPT data_dir=... takes the settings of swarm-hpc sn.
 """
+_RESERVE_S: Final = 60.0
+"""Of the warning, for Slurm, which sends it up to 30 s late, and for the end of the program."""
+_LEAST_SAVE_S: Final = 20.0
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Warned(Enum):
+    """What a job does when Slurm warns it ahead of its time limit."""
+
+    NOTHING = auto()
+    REQUEUE = auto()
+    """It goes back into the queue."""
+    LEAVE = auto()
+    """Its tasks leave first, and say whether it is to come back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +56,12 @@ class JobPlan:
     """Settings at the end of its command line; None: those that sbatch is given after the script's name."""
     mpi: str = "none"
     scratch: str = ""
-    requeues_itself: bool = False
-    """Near the time limit."""
+    warned: Warned = Warned.NOTHING
 
 
 def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | None) -> JobPlan:
     """A training job at that site; `log` may hold Slurm's %j."""
-    requeues_itself = site.requeue and site.warning_s > 0
+    warned = Warned.LEAVE if site.requeue and site.warning_s > 0 else Warned.NOTHING
     chosen = {
         "job-name": name,
         "output": log,
@@ -66,7 +79,7 @@ def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | No
         "mem": site.mem,
         "gpus-per-task": str(site.gpus_per_task or ""),
         "gres": site.gres,
-        "signal": _WARNING.format(site.warning_s) if requeues_itself else "",
+        "signal": _WARNING.format(site.warning_s) if warned is Warned.LEAVE else "",
     }
     options = [f"--{key}={value}" for key, value in chosen.items() if value]
     return JobPlan(
@@ -77,7 +90,7 @@ def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | No
         words=None if words is None else tuple(words),
         mpi=site.mpi,
         scratch=site.scratch,
-        requeues_itself=requeues_itself,
+        warned=warned,
     )
 
 
@@ -99,7 +112,7 @@ def plan_sn() -> JobPlan:
         setup=(),
         command='swarm-hpc sn host=0.0.0.0 advertise="$(hostname)"',
         words=None,
-        requeues_itself=True,
+        warned=Warned.REQUEUE,
     )
 
 
@@ -142,6 +155,7 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
         state_dir=str(folder / "sl"),
         ranks=ranks,
         node_weight=config.node_weight,
+        left_file=task.left_file,
         identity=site.identity,
         connection=config.connection,
         transfer=config.transfer,
@@ -159,5 +173,6 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
                 "SCRATCH_DIR": str(folder),
             },
             log=str(folder / "ml.log"),
+            save_timeout_s=max(_LEAST_SAVE_S, site.warning_s - _RESERVE_S),
         ),
     )

@@ -5,12 +5,25 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
-from swarm_hpc.slurm.plan import JobPlan
+from swarm_hpc.slurm.environment import LEFT_FILE
+from swarm_hpc.slurm.plan import JobPlan, Warned
 
 # SIGTERM (scancel, preemption, requeue) reaches every task by itself; bash only waits until all have ended in order.
 _REQUEUE: Final = """
 # Near the time limit: back into the queue, under the same ID.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR2
+"""
+_LEAVE: Final = """
+# Ahead of the time limit: the tasks save their state and end, then the job goes back into the queue under the same ID.
+export {left_file}="$PWD/.swarm-left-$SLURM_JOB_ID"
+rm -f "${left_file}"
+trap 'kill -USR2 $! || true' USR2
+"""
+_COME_BACK: Final = """\
+if [ -e "${left_file}" ]; then
+    rm -f "${left_file}"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 """
 _SCRATCH: Final = """
 scratch="{folder}/swarm-$SLURM_JOB_ID"
@@ -29,6 +42,8 @@ status=0
 wait $! || status=$?
 """
 
+_WARNED: Final = {Warned.NOTHING: "", Warned.REQUEUE: _REQUEUE, Warned.LEAVE: _LEAVE.format(left_file=LEFT_FILE)}
+
 
 def script(plan: JobPlan) -> str:
     """The job's script, for bash."""
@@ -41,9 +56,10 @@ def script(plan: JobPlan) -> str:
             "\nset -e\n",
             *(f"{line}\n" for line in plan.setup),
             _SCRATCH.format(folder=plan.scratch) if plan.scratch else "",
-            _REQUEUE if plan.requeues_itself else "",
+            _WARNED[plan.warned],
             _RUN.format(mpi=plan.mpi, command=plan.command, words=words),
             'on_every_node rm -rf "$scratch"\n' if plan.scratch else "",
+            _COME_BACK.format(left_file=LEFT_FILE) if plan.warned is Warned.LEAVE else "",
             'exit "$status"\n',
         ]
     )

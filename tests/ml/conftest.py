@@ -1,5 +1,6 @@
 """A stub SL at the other end of the real channel: it answers at once, and keeps what it was asked."""
 
+import contextlib
 import socket
 import threading
 
@@ -12,17 +13,21 @@ from swarm_hpc.sl import frames
 
 
 class StubSl:
-    """Serves one session on a Unix socket. Merging leaves the arena as it is unless a test replaces `merge`."""
+    """Serves sessions on a Unix socket, one after the other. Merging leaves the arena as it is, unless a test
+    replaces `merge`."""
 
     def __init__(self, path):
         self.path = str(path)
         self.requests = []
         self.arena = None
         self.resume = False
+        self.round = 1
         self.refusal = None
         """Answered to every sync; "break off" ends the session without an answer."""
         self.over_at = None
         """The training is over with this round."""
+        self.leave_at = None
+        """Instead of answering this sync or finish (counted from 1) the program is told to leave."""
         self.merge = lambda arena: None
         self.num_rounds = 0
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -45,30 +50,45 @@ class StubSl:
         if self.arena:
             self.arena.close()
 
+    def ask_to_leave(self):
+        """While the program asks for nothing."""
+        self._connection.sendall(frames.pack(frames.Leave(reason="time is up")))
+
+    def restart(self, *, round=1, value=None):
+        """Be ready for the program's next job: this is the contract's round, and the newest parameters are that."""
+        self.leave_at, self.round, self.resume = None, round, value is not None
+        if value is not None:
+            self.arena.array("v")[:] = value
+
     def _serve(self):
-        try:
-            connection, _ = self._listening.accept()
-        except OSError:
-            return  # no program came
-        with connection, connection.makefile("rb") as reader:
-            while prefix := reader.read(frames.PREFIX_BYTES):
-                request = frames.unpack(reader.read(int.from_bytes(prefix, "big")), frames.REQUESTS)
-                self.requests.append(request)
-                if self.refusal == "break off":
-                    return
-                frame = frames.pack(self._answer(request))
-                if isinstance(request, frames.OpenRequest):
-                    frame = frame[socket.send_fds(connection, [frame], [self.arena.fd]) :]
-                connection.sendall(frame)
+        with contextlib.suppress(OSError):  # no program comes any more
+            while True:
+                connection, _ = self._listening.accept()
+                with connection, connection.makefile("rb") as reader:
+                    self._serve_session(connection, reader)
+
+    def _serve_session(self, connection, reader):
+        self._connection = connection
+        while prefix := reader.read(frames.PREFIX_BYTES):
+            request = frames.unpack(reader.read(int.from_bytes(prefix, "big")), frames.REQUESTS)
+            self.requests.append(request)
+            if self.refusal == "break off":
+                return
+            frame = frames.pack(self._answer(request))
+            if isinstance(request, frames.OpenRequest):
+                frame = frame[socket.send_fds(connection, [frame], [self.arena.fd]) :]
+            connection.sendall(frame)
 
     def _answer(self, request):
-        if isinstance(request, Progress):
+        if isinstance(request, Progress | frames.Saved):
             return frames.Ok()
         if isinstance(request, frames.OpenRequest):
             return self._open(request)
         if self.refusal is not None:
             return self.refusal
         self.num_rounds += 1
+        if self.num_rounds == self.leave_at:
+            return frames.Leave(reason="time is up")
         self.merge(self.arena)
         if isinstance(request, frames.FinishRequest):
             return frames.Finished(round=self.num_rounds, merged="ab" * 32)
@@ -87,7 +107,7 @@ class StubSl:
             min_peers=request.min_peers or 2,
             merge_method=request.merge_method or MergeMethod.MEAN,
             node_weight=request.node_weight or 1,
-            round=1,
+            round=self.round,
         )
 
 

@@ -43,6 +43,7 @@ def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None
         "--nodes=1",
         "--ntasks-per-node=1",
         "--cpus-per-task=1",
+        "--signal=B:USR2@120",
         "--requeue",
     ]
 
@@ -70,7 +71,6 @@ def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None
         ({"command": "python -m swarm_hpc.cli"}, " python -m swarm_hpc.cli sl --task "),
         ({"scratch": "/local/$USER"}, '\nscratch="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
         ({"requeue": False}, "#SBATCH --no-requeue\n"),
-        ({"warning_s": 120}, "\ntrap 'scontrol requeue \"$SLURM_JOB_ID\"' USR2\n"),
         ({"warning_s": 300}, "#SBATCH --signal=B:USR2@300\n"),
     ],
 )
@@ -79,7 +79,12 @@ def test_a_setting_of_the_profile_is_found_in_the_script(changes: dict[str, Any]
     assert expected not in text()
 
 
-@pytest.mark.parametrize("changes", [{}, {"requeue": False, "warning_s": 120}])
+def test_a_job_that_is_warned_tells_its_tasks_and_goes_back_into_the_queue_when_they_have_left() -> None:
+    assert "\ntrap 'kill -USR2 $! || true' USR2\n" in text()
+    assert text().endswith('    scontrol requeue "$SLURM_JOB_ID"\nfi\nexit "$status"\n')
+
+
+@pytest.mark.parametrize("changes", [{"warning_s": 0}, {"requeue": False, "warning_s": 120}])
 def test_a_job_that_may_not_requeue_itself_gets_no_warning(changes: dict[str, Any]) -> None:
     assert "USR2" not in text(**changes)
 

@@ -5,6 +5,7 @@ It trains until the file LAST_ROUND names a round that has been merged.
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import FinishMode, Platform, Progress
-from swarm_hpc.sl.channel import MlChannel, OpenRequest
+from swarm_hpc.sl.channel import LeaveAsked, MlChannel, OpenRequest
 
 size = int(os.environ.get("SIZE", "1000"))
 step_s = float(os.environ.get("STEP_S", "0.2"))
@@ -43,5 +44,9 @@ def train(channel: MlChannel) -> float:
 
 
 with MlChannel.connect(os.environ["SWARM_SL_SOCKET"]) as channel:
-    metric = train(channel)
+    try:
+        metric = train(channel)
+    except LeaveAsked:
+        channel.saved()  # it keeps nothing
+        sys.exit(os.EX_TEMPFAIL)
 (Path(os.environ["SCRATCH_DIR"]) / "result.json").write_text(json.dumps({"value": metric}))

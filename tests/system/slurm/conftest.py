@@ -24,7 +24,8 @@ SITES = ("alpha", "beta")
 COMMAND_S = 300.0
 PATIENCE_S = 90.0
 TINY = "tiny"
-PROGRAM = Path(__file__).parents[1] / "programs" / "tiny.py"
+RETURNING = "returning"
+PROGRAMS = Path(__file__).parents[1] / "programs"
 SBATCH = Path(__file__).parents[3] / "sbatch"
 
 
@@ -55,27 +56,28 @@ class Network:
         }
         (self.profiles / "site" / f"{site}.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
 
-    def write_tiny(self) -> None:
-        """DIR/experiment/tiny.yaml: a training that lasts until the file LAST_ROUND says that it is enough."""
-        experiment = {
-            "name": TINY,
-            "metric": "mean",
-            "platform": "pytorch",
-            "prepare": [],
-            "train": ["python", str(PROGRAM)],
-            "env": {"LAST_ROUND": str(self._last_round), "TARGET": 1},
-        }
+    def write_experiments(self) -> None:
+        """DIR/experiment/NAME.yaml: trainings that last until the file LAST_ROUND says that it is enough."""
         (self.profiles / "experiment").mkdir()
-        text = yaml.safe_dump(experiment, sort_keys=False)
-        (self.profiles / "experiment" / f"{TINY}.yaml").write_text(f"# @package experiment\n{text}")
+        for name in (TINY, RETURNING):
+            experiment = {
+                "name": name,
+                "metric": "mean",
+                "platform": "pytorch",
+                "prepare": [],
+                "train": ["python", str(PROGRAMS / f"{name}.py")],
+                "env": {"LAST_ROUND": str(self._last_round), "TARGET": 1},
+            }
+            text = yaml.safe_dump(experiment, sort_keys=False)
+            (self.profiles / "experiment" / f"{name}.yaml").write_text(f"# @package experiment\n{text}")
 
     @property
     def _last_round(self) -> Path:
         return self.folder.root / "last-round"
 
-    def let_finish(self) -> None:
-        """Every training of TINY ends a few rounds from now."""
-        self._last_round.write_text(str(len(self.rounds(TINY)) + 3))
+    def let_finish(self, contract: str = TINY) -> None:
+        """Every training ends a few rounds of that contract from now."""
+        self._last_round.write_text(str(len(self.rounds(contract)) + 3))
 
     def run_dir(self, site: str) -> Path:
         return self.folder.root / f"{site}-jobs"
@@ -120,6 +122,11 @@ class Network:
         )
         return found
 
+    def steps(self, site: str, job: str, task: int = 0) -> list[int]:
+        """The steps of RETURNING so far, in the order in which they were made."""
+        file = self.run_dir(site) / f"job-{job}" / f"task-{task}" / "steps"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
     def node(self, site: str, job: str, task: int = 0) -> NodeStatus | None:
         """What the SN says of a task's node."""
         nodes = fetch_status(self.swarm.client()).nodes
@@ -159,7 +166,7 @@ def network(tmp_path: Path, slurm_clusters: dict[str, Cluster]) -> Iterator[Call
         one = Network(Swarm(config, folder, SITES), folder, slurm_clusters)
         made.append(one)
         one.swarm.make_certificates()
-        one.write_tiny()
+        one.write_experiments()
         if sn:
             one.swarm.start_sn()
             for site in SITES:

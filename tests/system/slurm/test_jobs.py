@@ -70,7 +70,7 @@ def test_a_cancelled_job_leaves_no_process_and_the_others_do_not_wait_for_it(net
         node = net.node("alpha", jobs["alpha"], task)
         assert node is not None and not node.node.active
     log = net.log("alpha", jobs["alpha"])
-    assert log.count("stopped by SIGTERM") == 2
+    assert log.count("leaving: the node is stopped (SIGTERM)") == 2
     net.await_round(TINY, len(net.rounds(TINY)) + 1, "beta")
     net.let_finish()
     net.end("beta", jobs["beta"])
@@ -132,12 +132,12 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def finish_and_verify(net: Network, jobs: dict[str, str]) -> None:
-    net.let_finish()
+def finish_and_verify(net: Network, jobs: dict[str, str], contract: str = TINY) -> None:
+    net.let_finish(contract)
     for site, job in jobs.items():
         net.end(site, job)
         assert not net.slurm[site].processes_of(job)
     done = net.command("alpha", "verify", str(net.folder.root), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["rounds_checked"], report["mismatches"]) == (len(net.rounds(TINY)), 0)
+    assert (report["rounds_checked"], report["mismatches"]) == (len(net.rounds(contract)), 0)

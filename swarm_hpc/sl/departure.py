@@ -1,0 +1,61 @@
+"""That a node is told to leave before its training is over, by a signal, and by when it has to be gone.
+
+SIGUSR2 comes ahead of a job's time limit, SIGTERM with scancel, preemption and requeue. Either way the node is away at
+once, its program saves its state at the end of a batch, and both end. Slurm may send SIGTERM more than once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+log = logging.getLogger(__name__)
+
+REASONS: Final = {
+    signal.SIGUSR2: "the job's time limit is near (SIGUSR2)",
+    signal.SIGTERM: "the node is stopped (SIGTERM)",
+}
+
+
+class Departure:
+    """Whether the node is to leave, and why."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.reason = ""
+        self.warned = False
+        """It was SIGUSR2: the job is to come back."""
+        self.attended = False
+        """Somebody looks at `asked`; before that a signal ends the node at once."""
+        self.stopped = False
+        """A signal ended the node at once."""
+
+    def ask(self, number: signal.Signals) -> None:
+        """Tell the node to leave."""
+        if not self.asked.is_set():
+            log.info("leaving: %s", REASONS[number])
+            self.reason, self.warned = REASONS[number], number is signal.SIGUSR2
+            self.asked.set()
+
+    @contextmanager
+    def by_signals(self, life: asyncio.Future[Any]) -> Iterator[None]:
+        """Take the signals; one that nobody attends to cancels `life`. For the main thread."""
+        loop = asyncio.get_running_loop()
+
+        def take(number: signal.Signals) -> None:
+            self.ask(number)
+            if not self.attended:
+                self.stopped = True
+                life.cancel()
+
+        for number in REASONS:
+            loop.add_signal_handler(number, take, number)
+        try:
+            yield
+        finally:
+            for number in REASONS:
+                loop.remove_signal_handler(number)
