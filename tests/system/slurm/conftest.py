@@ -25,6 +25,8 @@ COMMAND_S = 300.0
 PATIENCE_S = 90.0
 TINY = "tiny"
 RETURNING = "returning"
+LOOPBACK = "export FI_PROVIDER=tcp FI_TCP_IFACE=lo UCX_NET_DEVICES=lo"
+"""A line of set-up for MPI: all nodes are on this host."""
 PROGRAMS = Path(__file__).parents[1] / "programs"
 SBATCH = Path(__file__).parents[3] / "sbatch"
 

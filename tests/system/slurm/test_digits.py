@@ -13,7 +13,7 @@ import pytest
 
 from swarm_hpc.cli.settings import EXAMPLES
 from swarm_hpc.local.swarm import ONE_THREAD
-from tests.system.slurm.conftest import SITES, Network
+from tests.system.slurm.conftest import LOOPBACK, SITES, Network
 
 pytestmark = [pytest.mark.slurm, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -70,8 +70,7 @@ def test_the_tasks_of_a_job_on_two_nodes_merge_by_mpi_and_check_in_as_one(
     net = network()
     data = tmp_path / "data"
     deal(data)
-    loopback = ["export FI_PROVIDER=tcp FI_TCP_IFACE=lo"]  # both nodes are on this host
-    net.write_profile("alpha", nodes=2, mpi="pmi2", setup=loopback)
+    net.write_profile("alpha", nodes=2, mpi="pmi2", setup=[LOOPBACK])
     words = ("experiment=digits", "round.min_peers=2")
     jobs = {site: net.submit(site, *words, f"data_dir={data / site}") for site in SITES}
     for site, job in jobs.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.lab.slurm import until
-from tests.system.slurm.conftest import COMMAND_S, PATIENCE_S, RETURNING, Network
+from tests.system.slurm.conftest import COMMAND_S, LOOPBACK, PATIENCE_S, RETURNING, Network
 from tests.system.slurm.test_jobs import finish_and_verify, preempt, requeue
 
 pytestmark = [pytest.mark.slurm, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -52,6 +52,21 @@ def test_ahead_of_its_time_limit_a_job_saves_and_comes_back(network: Callable[..
     net.end("alpha", job)
     for task in (0, 1):
         check_steps(net, "alpha", job, task)
+
+
+@pytest.mark.mpi
+def test_the_ranks_of_a_job_save_and_go_on_together(network: Callable[..., Network]) -> None:
+    net = network()
+    net.write_profile("alpha", nodes=2, mpi="pmi2", setup=[LOOPBACK])
+    jobs = {site: net.submit(site, *TRAINING) for site in ("alpha", "beta")}
+    net.await_round(RETURNING, 2, "alpha", "beta")
+    requeue(net, jobs["alpha"])
+    saved = "the ML program has saved its state"
+    until(lambda: net.log("alpha", jobs["alpha"]).count(saved) == 2, "both to save", PATIENCE_S)
+    net.await_round(RETURNING, len(net.rounds(RETURNING)) + 2, "alpha", "beta")
+    finish_and_verify(net, jobs, RETURNING)
+    for task in (0, 1):
+        check_steps(net, "alpha", jobs["alpha"], task)
 
 
 def test_the_program_of_a_lost_node_goes_on_from_what_it_saved_last(network: Callable[..., Network]) -> None:
