@@ -162,23 +162,22 @@ class KerasModel:
         """Take them back. ConfigError where the program is another one by now."""
         kept = self._kept()
         with np.load(folder / _STATE) as state:
-            if set(state.files) != set(kept):
-                other = sorted(set(state.files) ^ set(kept))[0]
-                raise ConfigError(
-                    f"the state in {folder} is of another model or optimizer ({other}); remove the folder to start anew"
-                )
-            for name, variable in kept.items():
-                # numpy keeps bfloat16 as nameless bytes
-                variable.assign(state[name].view(variable.numpy().dtype))
+            found = {name: state[name] for name in state.files}
+        shapes = {name: tuple(variable.shape) for name, variable in kept.items()}
+        if {name: value.shape for name, value in found.items()} != shapes:
+            raise ConfigError(
+                f"the state in {folder} is of another model or optimizer; remove the folder to start anew"
+            )
+        for name, variable in kept.items():
+            # numpy keeps bfloat16 as nameless bytes
+            variable.assign(found[name].view(variable.numpy().dtype))
 
     def _kept(self) -> dict[str, Any]:
-        optimizer = self._model.optimizer
-        if optimizer is None:
-            return self._weights()
-        if not optimizer.built:
+        optimizer = getattr(self._model, "optimizer", None)  # there is none before compile
+        if optimizer is not None and not optimizer.built:
             optimizer.build(self._model.trainable_variables)
-        variables = {f"optimizer {number}": each for number, each in enumerate(optimizer.variables)}
-        return {**self._weights(), **variables}
+        groups = {"weight": self._model.weights, "optimizer": optimizer.variables if optimizer is not None else []}
+        return {f"{group} {number}": each for group, them in groups.items() for number, each in enumerate(them)}
 
     def _weights(self) -> dict[str, Any]:
         """Weights by path; a path that is there twice gets a number."""

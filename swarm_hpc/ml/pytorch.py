@@ -258,7 +258,7 @@ class TorchModel:
 
 
 def _optimizers(given: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:
-    optimizers = (given,) if isinstance(given, Optimizer) else tuple(given)
+    optimizers = tuple(given) if isinstance(given, list | tuple) else (given,)
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise ConfigError(f"optimizer: {type(one).__name__} is not a torch.optim.Optimizer")

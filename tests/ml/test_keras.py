@@ -174,3 +174,48 @@ def test_a_fit_that_fails_leaves_the_swarm_at_the_end_of_the_with_block(ml, sl):
     with pytest.raises(ZeroDivisionError), swarm:
         fit(build(ml.keras), swarm, callbacks=[swarm, Failing()])
     sl.close()  # waits for the end of the session, although `swarm` lives
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", None])
+def test_model_and_optimizer_are_kept_and_come_back(ml, tmp_path, optimizer):
+    model, other = build(ml.keras), build(ml.keras)
+    if optimizer:
+        for one in (model, other):
+            one.compile(optimizer=optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+    fit(model, ml.keras.callbacks.Callback())
+    settings = check({"sync_frequency": 1})
+    ml.KerasModel(model, settings).save(tmp_path)
+    ml.KerasModel(other, settings).load(tmp_path)
+    pairs = zip([*model.weights, *model.optimizer.variables], [*other.weights, *other.optimizer.variables], strict=True)
+    for one, two in pairs:
+        assert np.array_equal(one.numpy(), two.numpy()), one.path
+
+
+def test_a_saved_state_of_another_model_is_refused(ml, tmp_path):
+    settings = check({"sync_frequency": 1})
+    ml.KerasModel(build(ml.keras), settings).save(tmp_path)
+    other = ml.keras.Sequential([ml.keras.Input([4]), ml.keras.layers.Dense(1)])
+    with pytest.raises(ConfigError, match="is of another model or optimizer; remove the folder"):
+        ml.KerasModel(other, settings).load(tmp_path)
+
+
+def test_a_fit_that_is_told_to_leave_goes_on_at_its_epoch(ml, sl, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWARM_STATE_DIR", str(tmp_path / "state"))
+
+    class Leaving(ml.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                sl.ask_to_leave()
+
+    ml.keras.backend.clear_session()
+    model = build(ml.keras)
+    with pytest.raises(SystemExit), ml.SwarmCallback(sync_frequency=100) as swarm:
+        fit(model, swarm, epochs=4, callbacks=[Leaving(), swarm])
+    sl.restart()
+    ml.keras.backend.clear_session()  # a new process numbers its layers anew
+    other = build(ml.keras)
+    with ml.SwarmCallback(sync_frequency=100) as swarm:
+        assert swarm.epoch == 2
+        history = fit(other, swarm, epochs=4, initial_epoch=swarm.epoch)
+    assert history.epoch == [2, 3]
+    assert other.optimizer.iterations.numpy() == model.optimizer.iterations.numpy() + 2 * 4

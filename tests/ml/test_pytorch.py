@@ -12,6 +12,8 @@ from swarm_hpc.ml.pytorch import CODES, SwarmCallback, TorchModel
 from swarm_hpc.records import Platform, Progress
 from swarm_hpc.sl.frames import FinishRequest, OpenRequest, SyncRequest
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
 
 class Tied(nn.Module):
     """A tied weight, BatchNorm, a 0-d and an empty buffer."""
@@ -34,10 +36,11 @@ def arena_for(model):
     return Arena.create(place(tensors, aliases))
 
 
-def test_a_whole_state_goes_out_and_comes_back():
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_whole_state_goes_out_and_comes_back(device):
     torch.manual_seed(0)
-    model, other = Tied(), Tied()
-    model(torch.randn(8, 4)).sum().backward()
+    model, other = Tied().to(device), Tied().to(device)
+    model(torch.randn(8, 4, device=device)).sum().backward()
     with arena_for(model) as arena:
         TorchModel(model).write(arena)
         TorchModel(other).read(arena)
@@ -57,13 +60,14 @@ def test_a_shared_tensor_travels_once_under_its_first_name():
     assert specs["nothing"] == ("F32", (0, 3))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", list(CODES), ids=str)
-def test_every_dtype_keeps_its_bits(dtype):
+def test_every_dtype_keeps_its_bits(dtype, device):
     generator = torch.Generator().manual_seed(1)
     bits = torch.randint(0, 2 if dtype is torch.bool else 120, (3, 5, dtype.itemsize), generator=generator)
     model, other = nn.Module(), nn.Module()
-    model.register_buffer("x", bits.to(torch.uint8).view(dtype).reshape(3, 5))
-    other.register_buffer("x", torch.zeros(3, 5, dtype=dtype))
+    model.register_buffer("x", bits.to(torch.uint8).view(dtype).reshape(3, 5).to(device))
+    other.register_buffer("x", torch.zeros(3, 5, dtype=dtype, device=device))
     with arena_for(model) as arena:
         TorchModel(model).write(arena)
         TorchModel(other).read(arena)
@@ -277,3 +281,72 @@ def test_an_exception_in_the_training_ends_the_session_at_the_end_of_the_with_bl
     sl.close()  # waits for the end of the session
     with pytest.raises(ConfigError, match="the session was closed"):
         swarm.on_batch_end()
+
+
+def one_step(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.randn(8, 4, device=model.scale.device)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.AdamW(p)])
+def test_a_program_that_comes_back_makes_the_steps_that_it_would_have_made(tmp_path, device, make):
+    torch.manual_seed(0)
+    model = Tied().to(device)
+    optimizer = make(model.parameters())
+    one_step(model, optimizer)
+    TorchModel(model, optimizers=[optimizer]).save(tmp_path)
+    one_step(model, optimizer)
+
+    torch.manual_seed(99)
+    other = Tied().to(device)
+    other_optimizer = make(other.parameters())
+    TorchModel(other, optimizers=[other_optimizer]).load(tmp_path)
+    one_step(other, other_optimizer)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+        assert other.state_dict()[name].device.type == device
+
+
+def test_a_saved_state_that_does_not_fit_is_refused(tmp_path):
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    TorchModel(model, optimizers=[optimizer]).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"optimizer: 1 were saved .* now there are 0: pass the same"):
+        TorchModel(model).load(tmp_path)
+    other = nn.Linear(4, 5)
+    with pytest.raises(ConfigError, match=r"is of another model or optimizer; remove the folder"):
+        TorchModel(other, optimizers=[torch.optim.SGD(other.parameters(), 0.1)]).load(tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", [3, [torch.nn.Linear(1, 1)]])
+def test_what_is_no_optimizer_is_named(sl, optimizer):
+    with pytest.raises(ConfigError, match=r"optimizer: \w+ is not a torch\.optim\.Optimizer"):
+        SwarmCallback(model=nn.Linear(1, 1), optimizer=optimizer, sync_frequency=1)
+
+
+def test_a_training_loop_that_is_told_to_leave_goes_on_where_it_was(sl, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWARM_STATE_DIR", str(tmp_path / "state"))
+
+    def train(leave_at=None):
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        swarm = SwarmCallback(model=model, optimizer=optimizer, sync_frequency=100)
+        seen = []
+        with swarm:
+            swarm.on_train_begin()
+            for epoch in range(swarm.epoch, 3):
+                for batch in range(swarm.batch, 4):
+                    seen.append((epoch, batch))
+                    if len(seen) == leave_at:
+                        sl.ask_to_leave()
+                    swarm.on_batch_end(batch)
+                swarm.on_epoch_end(epoch)
+            swarm.on_train_end()
+        return seen
+
+    with pytest.raises(SystemExit):
+        train(leave_at=6)
+    sl.restart()
+    assert train() == [(1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
