@@ -1,4 +1,4 @@
-"""A job that reaches its time limit goes back into the queue by itself; so does an SN that is a job."""
+"""An SN that is a job goes back into the queue by itself near its time limit, and the sites find it again."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ import pytest
 
 from swarm_hpc.local.swarm import sn_name
 from tests.lab.slurm import until
-from tests.system.slurm.conftest import COMMAND_S, PATIENCE_S, TINY, Network
+from tests.system.slurm.conftest import PATIENCE_S, TINY, Network
 
 pytestmark = [pytest.mark.slurm, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRAINING = (f"experiment={TINY}", "round.min_peers=1", "round.quorum_wait_s=2")
-
-
-def test_near_its_time_limit_a_job_requeues_itself_and_the_run_finishes(network: Callable[..., Network]) -> None:
-    net = network()
-    alpha = net.slurm["alpha"]
-    # Slurm looks at time limits every half minute or so: the warning comes within the minute, long before its end
-    job = net.submit("alpha", "site.time=2", "site.warning_s=110", *TRAINING)
-    net.await_round(TINY, 2, "alpha")
-    until(lambda: "Restarts=1" in alpha.describe(job), "the job to requeue itself", COMMAND_S)
-    before = len(net.rounds(TINY))
-    net.await_round(TINY, before + 2, "alpha")
-    net.let_finish()
-    net.end("alpha", job)
 
 
 def test_an_sn_may_be_a_job_that_is_requeued_between_two_trainings(network: Callable[..., Network]) -> None:
