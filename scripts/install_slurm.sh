@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs the real Slurm that tests start (Debian, Ubuntu; as root or with sudo); does nothing when it is there.
+# Installs the real Slurm that tests start, and ip, which gives each cluster a network of its own (Debian, Ubuntu; as
+# root or with sudo); does nothing when they are there.
 # --optional: a failure is only told (the tests that need it are then skipped), except where CI=true.
 set -euo pipefail
 
-packages=(munge slurm-client slurm-wlm-basic-plugins slurmctld slurmd)
-programs=(munged sbatch scontrol slurmctld slurmd squeue srun)
+packages=(munge slurm-client slurm-wlm-basic-plugins slurmctld slurmd iproute2)
+programs=(ip munged sbatch scontrol slurmctld slurmd squeue srun)
 policy=/usr/sbin/policy-rc.d # what it says, invoke-rc.d obeys
 
 optional=$([ "${1:-}" = --optional ] && [ "${CI:-}" != true ] && echo yes || true)
@@ -40,7 +41,7 @@ is_complete() {
 }
 
 become_root() {
-    command -v apt-get >/dev/null || die "there is no apt-get: install ${programs[*]} (Slurm and munge) by hand"
+    command -v apt-get >/dev/null || die "there is no apt-get: install ${programs[*]} (Slurm, munge and iproute2) by hand"
     if [ "$(id -u)" != 0 ]; then
         sudo -n true 2>/dev/null || die "only root may install packages: apt-get install ${packages[*]}"
         sudo=(sudo -n)

@@ -26,6 +26,7 @@ from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
 from swarm_hpc.sn.programs import find_program
+from tests.lab.namespaces import find_namespaces
 from tests.lab.slurm import Cluster, clusters, find_slurm
 
 TRUST_DOMAIN = "swarm.test"
@@ -63,6 +64,7 @@ NEEDS: dict[str, Callable[[], object | str]] = {
     "geth": find_ledger_programs,
     "slurm": find_slurm,
     "mpi": find_mpiexec,
+    "netns": find_namespaces,
 }
 
 

@@ -37,7 +37,7 @@ def put(path: Path, name: str, text: str) -> None:
 
 
 def test_nothing_is_done_where_everything_is_there(path: Path) -> None:
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, "ip"):
         put(path, name, "exit 1")
     put(path, "apt-get", "echo called >&2; exit 1")
     assert install(path) == (0, "")

@@ -63,7 +63,7 @@ class Swarm:
         self.sites = tuple(sites)
         self.processes: dict[str, Process] = {}
         self._started: list[Process] = []
-        self._ports: dict[str, int] = {}
+        self._addresses: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -113,18 +113,21 @@ class Swarm:
                 told(at)
             self.await_sn(name, timeout_s)
 
-    def start_sn(self, name: str = SN, *, port: int | None = None, timeout_s: float = START_S) -> None:
-        """Start an SN and wait until it is ready: on `port`, else where it was before, else on a free one."""
-        self.launch_sn(name, port=port)
+    def start_sn(self, name: str = SN, *, host: str = "", port: int | None = None, timeout_s: float = START_S) -> None:
+        """Start an SN and wait until it is ready: on `host` and `port`, else where it was before, else on a free one
+        of 127.0.0.1."""
+        self.launch_sn(name, host=host, port=port)
         self.await_sn(name, timeout_s)
 
-    def launch_sn(self, name: str = SN, *, port: int | None = None) -> None:
+    def launch_sn(self, name: str = SN, *, host: str = "", port: int | None = None) -> None:
         """The first half of `start_sn`."""
         ledger = self.config.ledger
         if name != SN:
-            ledger = replace(ledger, join=[f"127.0.0.1:{self._ports[SN]}"])
+            ledger = replace(ledger, join=[self._addresses[SN]])
+        old_host, _, old_port = self._addresses.get(name, "127.0.0.1:0").rpartition(":")
         config = SnConfig(
-            port=self._ports.get(name, 0) if port is None else port,
+            host=host or old_host,
+            port=int(old_port) if port is None else port,
             data_dir=str(self.folder.sn_data_of(name)),
             lease_s=self.config.lease_s,
             sentinel=name == SN,
@@ -146,7 +149,7 @@ class Swarm:
         facts = json.loads(file.read_text(encoding="utf-8"))
         if facts["pid"] != pid:
             return False  # left by one that was killed
-        self._ports[name] = int(str(facts["address"]).rpartition(":")[2])
+        self._addresses[name] = str(facts["address"])
         return True
 
     def start_sl(self, site: str, program: ProgramConfig, *, launcher: Sequence[str] = (), **changes: Any) -> Process:
@@ -156,7 +159,7 @@ class Swarm:
         """
         config = SlConfig(
             name=str(sl_name(site)),
-            sn=f"127.0.0.1:{self._ports[self.sn_for(site)]}",
+            sn=self._addresses[self.sn_for(site)],
             state_dir=str(self.folder.state(site)),
             identity=self.folder.identity(sl_name(site)),
             connection=ConnectionConfig(connect_timeout_s=60.0),

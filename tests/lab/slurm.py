@@ -1,7 +1,8 @@
 """Real Slurm clusters on this host: per site a munge with its own key, a slurmctld and two slurmd. No systemd, no root.
 
 The daemons are our children: they end with the lab, and with the test's process should that be killed. Jobs run as
-whoever runs the tests; all nodes of a site share this host's name and /tmp.
+whoever runs the tests; all nodes of a site share this host's name and /tmp. Sites share its network, too, unless they
+are given launchers that lead into others.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 @cache
 def find_slurm() -> str | None:
     """Why real clusters cannot be started here; None where they can."""
-    missing = [name for name in PROGRAMS if _which(name) is None]
+    missing = [name for name in PROGRAMS if which(name) is None]
     return f"no {', '.join(missing)} here: run scripts/install_slurm.sh" if missing else None
 
 
@@ -95,6 +96,10 @@ class Cluster:
 
     site: str
     folder: Path
+    ports: Sequence[int]
+    """Of slurmctld, and of the nodes in their order."""
+    launcher: Sequence[str] = ()
+    """The first words of whatever runs at the site: its daemons, and commands on its login node."""
     daemons: dict[str, Process] = field(default_factory=dict, repr=False)
 
     @property
@@ -119,7 +124,7 @@ class Cluster:
         timeout_s: float = COMMAND_S,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(word) for word in command],
+            [*self.launcher, *map(str, command)],
             env={**os.environ, **self.env, **(env or {})},
             cwd=cwd,
             capture_output=True,
@@ -155,7 +160,7 @@ class Cluster:
 
     def start(self, name: str, program: str, *words: str | Path) -> Process:
         """Start one of its daemons."""
-        command = [str(_which(program)), *map(str, words)]
+        command = [*self.launcher, str(which(program)), *map(str, words)]
         log = self.folder / f"{name}.log"
         self.daemons[name] = Process.start(f"{self.site}-{name}", command, log=log, env=self.env)
         return self.daemons[name]
@@ -206,7 +211,7 @@ class Cluster:
 
 
 @contextmanager
-def clusters(*sites: str) -> Iterator[dict[str, Cluster]]:
+def clusters(*sites: str, launchers: Mapping[str, Sequence[str]] | None = None) -> Iterator[dict[str, Cluster]]:
     """A cluster per site, all nodes idle; at the end every job is cancelled and every daemon stopped."""
     # Short: slurmd makes Unix sockets there.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
@@ -215,21 +220,20 @@ def clusters(*sites: str) -> Iterator[dict[str, Cluster]]:
         with ExitStack() as stack:
             up = {}
             for site in sites:
-                up[site] = stack.enter_context(
-                    _cluster(site, folder / site, [next(ports) for _ in range(1 + NUM_NODES)])
-                )
+                its_ports = [next(ports) for _ in range(1 + NUM_NODES)]
+                cluster = Cluster(site, folder / site, its_ports, (launchers or {}).get(site, ()))
+                up[site] = stack.enter_context(_running(cluster))
             yield up
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _cluster(site: str, folder: Path, ports: Sequence[int]) -> Iterator[Cluster]:
-    cluster = Cluster(site, folder)
-    _write_conf(cluster, ports)
+def _running(cluster: Cluster) -> Iterator[Cluster]:
+    _write_conf(cluster)
     try:
         _start_munge(cluster)
-        cluster.start("slurmctld", "slurmctld", "-D", "-f", folder / "slurm.conf")
+        cluster.start("slurmctld", "slurmctld", "-D", "-f", cluster.folder / "slurm.conf")
         for node in cluster.nodes:
             cluster.start_node(node)
         cluster.await_idle()
@@ -240,17 +244,22 @@ def _cluster(site: str, folder: Path, ports: Sequence[int]) -> Iterator[Cluster]
         cluster.kill_all()
 
 
-def _write_conf(cluster: Cluster, ports: Sequence[int]) -> None:
+def _write_conf(cluster: Cluster) -> None:
     folder, host = cluster.folder, socket.gethostname().partition(".")[0]
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(parents=True)
     # munged refuses folders that others may write to, and clients must reach its socket.
     folder.parent.chmod(0o755)
-    pairs = zip(cluster.nodes, ports[1:], strict=True)
+    pairs = zip(cluster.nodes, cluster.ports[1:], strict=True)
     nodes = [NODE.format(name=name, host=host, port=port, cpus=CPUS) for name, port in pairs]
     (folder / "slurm.conf").write_text(
         CONF.format(
-            site=cluster.site, host=host, port=ports[0], folder=folder, user=getpass.getuser(), nodes="\n".join(nodes)
+            site=cluster.site,
+            host=host,
+            port=cluster.ports[0],
+            folder=folder,
+            user=getpass.getuser(),
+            nodes="\n".join(nodes),
         )
     )
     # Character devices without hardware behind them: enough for CUDA_VISIBLE_DEVICES to be set.
@@ -283,7 +292,8 @@ def until(condition: Callable[[], Any], what: str, patience_s: float, report: Ca
     return value
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
+    """Where a program is, also one of the administrator's."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}")
 
 

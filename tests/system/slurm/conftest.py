@@ -1,4 +1,4 @@
-"""Two sites with a Slurm cluster each and one SN outside of all jobs, and how a test uses them."""
+"""Two sites with a Slurm cluster each, their SNs outside of all jobs, and how a test uses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from swarm_hpc.config import ExperimentConfig, LocalConfig
+from swarm_hpc.config import ClientConfig, ExperimentConfig, LedgerKind, LocalConfig
 from swarm_hpc.local.folder import RunFolder
 from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status, sl_name
 from swarm_hpc.records import NodeStatus, Platform, Round, RoundState
-from tests.lab.slurm import Cluster, until
+from tests.lab.namespaces import SiteNetwork, site_networks
+from tests.lab.slurm import Cluster, clusters, until
 
 SITES = ("alpha", "beta")
 COMMAND_S = 300.0
@@ -28,12 +30,13 @@ RETURNING = "returning"
 LOOPBACK = "export FI_PROVIDER=tcp FI_TCP_IFACE=lo UCX_NET_DEVICES=lo"
 """A line of set-up for MPI: all nodes are on this host."""
 PROGRAMS = Path(__file__).parents[1] / "programs"
+REACH = PROGRAMS / "reach.py"
 SBATCH = Path(__file__).parents[3] / "sbatch"
 
 
 @dataclass
 class Network:
-    """An SN at alpha, and both sites' profiles."""
+    """An SN at alpha, or with ledger=geth one at each site, and both sites' profiles."""
 
     swarm: Swarm
     folder: RunFolder
@@ -50,13 +53,17 @@ class Network:
         profile = {
             "defaults": ["generic", "_self_"],
             "name": site,
-            "sn": "" if "sn_file" in changes else self.swarm.client().sn,
+            "sn": "" if "sn_file" in changes else self.client(site).sn,
             "identity": {"cert": identity.cert, "key": identity.key, "bundle": identity.bundle},
             "run_dir": str(self.run_dir(site)),
             "command": f"{sys.executable} -m swarm_hpc.cli",
             **changes,
         }
         (self.profiles / "site" / f"{site}.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
+
+    def client(self, site: str) -> ClientConfig:
+        """How to ask the SN that serves the site."""
+        return self.swarm.client(self.swarm.sn_for(site))
 
     def write_experiments(self) -> None:
         """DIR/experiment/NAME.yaml: trainings that last until the file LAST_ROUND says that it is enough."""
@@ -154,29 +161,83 @@ def sites_of(one: Round) -> set[str]:
     return {check_in.node.partition("/")[0] for check_in in one.check_ins}
 
 
+@contextmanager
+def network_of(root: Path, slurm: dict[str, Cluster], ledger: LedgerKind = LedgerKind.EMBEDDED) -> Iterator[Network]:
+    """A network whose SNs and profiles are still to come; afterwards no job and no process is left."""
+    experiment = ExperimentConfig(name="any", metric="any", platform=Platform.PYTORCH, prepare=[], train=[])
+    config = LocalConfig(experiment=experiment, sites=len(SITES), lease_s=5.0)
+    config.ledger.kind = ledger
+    config.round.min_peers = 1
+    config.transfer.keep_rounds = 0
+    folder = RunFolder.create(root)
+    with Swarm(config, folder, SITES) as swarm:
+        one = Network(swarm, folder, slurm)
+        swarm.make_certificates()
+        one.write_experiments()
+        try:
+            yield one
+        finally:
+            for cluster in slurm.values():
+                cluster.cancel_all()
+
+
 @pytest.fixture
 def network(tmp_path: Path, slurm_clusters: dict[str, Cluster]) -> Iterator[Callable[..., Network]]:
-    """Makes a network, by default with its SN and profiles; afterwards no job and no process is left."""
-    made: list[Network] = []
+    """Makes a network, by default with its SN and profiles."""
+    with ExitStack() as stack:
 
-    def make(*, sn: bool = True) -> Network:
-        experiment = ExperimentConfig(name="any", metric="any", platform=Platform.PYTORCH, prepare=[], train=[])
-        config = LocalConfig(experiment=experiment, sites=len(SITES), lease_s=5.0)
-        config.round.min_peers = 1
-        config.transfer.keep_rounds = 0
-        folder = RunFolder.create(tmp_path / "run")
-        one = Network(Swarm(config, folder, SITES), folder, slurm_clusters)
-        made.append(one)
-        one.swarm.make_certificates()
-        one.write_experiments()
-        if sn:
-            one.swarm.start_sn()
-            for site in SITES:
-                one.write_profile(site)
-        return one
+        def make(*, sn: bool = True) -> Network:
+            one = stack.enter_context(network_of(tmp_path / "run", slurm_clusters))
+            if sn:
+                one.swarm.start_sn()
+                for site in SITES:
+                    one.write_profile(site)
+            return one
 
-    yield make
-    for one in made:
-        for cluster in slurm_clusters.values():
-            cluster.cancel_all()
-        one.swarm.stop()
+        yield make
+
+
+@dataclass
+class Apart:
+    """Two sites with networks, clusters and SNs of their own: only their SNs reach each other."""
+
+    net: Network
+    networks: dict[str, SiteNetwork]
+
+    def addresses(self, site: str) -> list[str]:
+        """Whatever listens at the site: its SN, its slurmctld and its nodes' slurmd."""
+        cluster = self.networks[site].cluster_address
+        return [self.net.client(site).sn, *(f"{cluster}:{port}" for port in self.net.slurm[site].ports)]
+
+    def reached(self, site: str) -> dict[str, list[str]]:
+        """What of all this a job of the site reaches, by the node that it runs on."""
+        nodes = self.net.slurm[site].nodes
+        step = ("srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}")
+        said = self.net.slurm[site].run(*step, sys.executable, REACH, *self._everything)
+        return dict(json.loads(line) for line in said.splitlines())
+
+    def reached_by_sns(self) -> list[str]:
+        """What the host that the SNs are on reaches."""
+        command = [sys.executable, REACH, *self._everything]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMMAND_S)
+        _, found = json.loads(done.stdout)
+        return list(found)
+
+    @property
+    def _everything(self) -> list[str]:
+        return [address for site in SITES for address in self.addresses(site)]
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[Apart]:
+    """Both sites apart, with SNs and profiles."""
+    with ExitStack() as stack:
+        networks = stack.enter_context(site_networks(*SITES))
+        launchers = {site: one.launcher for site, one in networks.items()}
+        slurm = stack.enter_context(clusters(*SITES, launchers=launchers))
+        net = stack.enter_context(network_of(tmp_path / "run", slurm, LedgerKind.GETH))
+        for name, site in net.swarm.sn_of.items():
+            net.swarm.start_sn(name, host=networks[site].service_address)
+        for site in SITES:
+            net.write_profile(site)
+        yield Apart(net, networks)
