@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import pytest
 
+from swarm_hpc.slurm.job import Cause
 from tests.lab.slurm import until
 from tests.system.slurm.conftest import PATIENCE_S, TINY, Network
 
@@ -17,12 +19,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.system, pytest.mark.slow, pytest.ma
 TRAINING = (f"experiment={TINY}", "round.min_peers=1", "round.quorum_wait_s=2")
 
 
-def jobs_seen(net: Network, site: str) -> list[dict[str, Any]]:
-    """What `swarm-hpc status` says of the jobs, on that site's login node."""
+def seen(net: Network, site: str, job: str) -> dict[str, Any]:
+    """What `swarm-hpc status` says of the job, on that site's login node."""
     done = net.command(site, "status", str(net.folder.root), "--json")
     assert done.returncode == 0, done.stderr
-    jobs: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
-    return jobs
+    found: dict[str, Any] = next(one for one in json.loads(done.stdout)["jobs"] if one["id"] == job)
+    return found
 
 
 def test_a_site_trains_while_another_ones_job_waits_and_is_joined_when_it_starts(
@@ -35,21 +37,23 @@ def test_a_site_trains_while_another_ones_job_waits_and_is_joined_when_it_starts
     jobs = {site: net.submit(site, *TRAINING) for site in ("alpha", "beta")}
     net.await_round(TINY, 2, "alpha")
 
-    (seen,) = jobs_seen(net, "beta")
-    assert (seen["id"], seen["name"], seen["state"]) == (jobs["beta"], "swarm-tiny", "PENDING")
-    assert seen["reason"] in ("Resources", "Priority")
-    assert seen["queued_s"] > 0
+    waiting = seen(net, "beta", jobs["beta"])
+    assert (waiting["name"], waiting["state"]) == ("swarm-tiny", "PENDING")
+    assert waiting["reason"] in ("Resources", "Priority")
+    assert waiting["why"] == waiting["reason"]
+    assert waiting["queued_s"] > 0
     table = net.command("beta", "status", str(net.folder.root)).stdout
     assert "Slurm jobs" in table
-    assert f" {seen['reason']} " in table
-    (running,) = jobs_seen(net, "alpha")
-    assert (running["id"], running["state"], running["nodes"]) == (jobs["alpha"], "RUNNING", "alpha1")
+    assert f" {waiting['why']} " in table
+    running = seen(net, "alpha", jobs["alpha"])
+    assert (running["state"], running["why"], running["nodes"]) == ("RUNNING", "", "alpha1")
 
     beta.run("scancel", blocker)
     net.await_round(TINY, 3, "alpha", "beta")
     net.let_finish()
     for site, job in jobs.items():
         net.end(site, job)
+        assert net.look(site, job) == ("COMPLETED", "")
 
 
 def test_a_cancelled_job_leaves_no_process_and_the_others_do_not_wait_for_it(network: Callable[..., Network]) -> None:
@@ -64,6 +68,7 @@ def test_a_cancelled_job_leaves_no_process_and_the_others_do_not_wait_for_it(net
     alpha = net.slurm["alpha"]
     alpha.run("scancel", jobs["alpha"])
     alpha.await_state(jobs["alpha"], "CANCELLED")
+    assert net.look("alpha", jobs["alpha"]) == ("CANCELLED", "")
     until(lambda: not alpha.processes_of(jobs["alpha"]), "its processes to end", PATIENCE_S)
 
     for task in (0, 1):
@@ -85,9 +90,9 @@ def preempt(net: Network, job: str) -> None:
     net.slurm["alpha"].run("sbatch", *words)
 
 
-@pytest.mark.parametrize("how", [requeue, preempt])
+@pytest.mark.parametrize(("how", "cause"), [(requeue, Cause.COMMAND), (preempt, Cause.PREEMPTION)])
 def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(
-    network: Callable[..., Network], how: Callable[[Network, str], None]
+    network: Callable[..., Network], how: Callable[[Network, str], None], cause: Cause
 ) -> None:
     net = network()
     jobs = {site: net.submit(site, *TRAINING) for site in ("alpha", "beta")}
@@ -96,13 +101,16 @@ def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(
     assert before is not None
 
     how(net, jobs["alpha"])
+    why = until(lambda: why_it_waits(net, jobs["alpha"]), "the job to be back in the queue", PATIENCE_S)
+    assert re.fullmatch(f"((BeginTime .*|Resources|Priority); )?back in the queue after {cause}", why)
     alone = net.await_round(TINY, 3, "beta")
     together = net.await_round(TINY, alone.number + 1, "alpha", "beta")
     assert {c.node for c in together.check_ins} == {f"{site}/sl/job-{job}-0" for site, job in jobs.items()}
     after = net.node("alpha", jobs["alpha"])
     assert after is not None and after.node.incarnation > before.node.incarnation
-    (seen,) = jobs_seen(net, "alpha")
-    assert (seen["state"], seen["num_restarts"]) == ("RUNNING", 1)
+    again = seen(net, "alpha", jobs["alpha"])
+    assert (again["state"], again["num_restarts"]) == ("RUNNING", 1)
+    assert (again["requeued_after"], again["why"]) == (cause, f"started again after {cause}")
     finish_and_verify(net, jobs)
 
 
@@ -117,12 +125,21 @@ def test_a_job_whose_node_is_lost_runs_elsewhere_and_its_first_run_does_no_harm(
     alpha.lose_node("alpha1")
     try:
         assert any(is_alive(process) for process in old)
+        why = until(lambda: why_it_waits(net, jobs["alpha"]), "the job to be back in the queue", PATIENCE_S)
+        assert why.endswith("back in the queue after node failure")
         until(lambda: "NodeList=alpha2\n" in alpha.describe(jobs["alpha"]), "the job to run elsewhere", PATIENCE_S)
+        assert net.look("alpha", jobs["alpha"]) == ("RUNNING", "started again after node failure")
         until(lambda: not any(is_alive(process) for process in old), "the first run to end", PATIENCE_S)
         net.await_round(TINY, len(net.rounds(TINY)) + 1, "alpha", "beta")
         finish_and_verify(net, jobs)
     finally:
         alpha.find_node("alpha1")
+
+
+def why_it_waits(net: Network, job: str) -> str:
+    """Why alpha's job waits; empty while it does not."""
+    state, why = net.look("alpha", job)
+    return why if state == "PENDING" else ""
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -21,11 +21,18 @@ def test_near_its_time_limit_a_job_requeues_itself_and_the_run_finishes(network:
     # Slurm looks at time limits every half minute or so: the warning comes within the minute, long before its end
     job = net.submit("alpha", "site.time=2", "site.warning_s=110", *TRAINING)
     net.await_round(TINY, 2, "alpha")
+    short = alpha.run(
+        "sbatch", "--parsable", "--job-name=swarm-short", "--time=1", "--wrap=sleep 600", cwd=net.folder.root
+    )
     until(lambda: "Restarts=1" in alpha.describe(job), "the job to requeue itself", COMMAND_S)
+    until(lambda: net.look("alpha", job)[1].endswith(" after scontrol requeue"), "status to say so", PATIENCE_S)
     before = len(net.rounds(TINY))
     net.await_round(TINY, before + 2, "alpha")
+    assert net.look("alpha", job) == ("RUNNING", "started again after scontrol requeue")
     net.let_finish()
     net.end("alpha", job)
+    alpha.await_state(short, "TIMEOUT", patience_s=COMMAND_S)
+    assert net.look("alpha", short) == ("TIMEOUT", "TimeLimit 1:00")
 
 
 def test_an_sn_may_be_a_job_that_is_requeued_between_two_trainings(network: Callable[..., Network]) -> None:
