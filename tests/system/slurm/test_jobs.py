@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
 import pytest
 
+from swarm_hpc.records import Round
 from swarm_hpc.slurm.job import Cause
 from tests.lab.slurm import until
 from tests.system.slurm.conftest import PATIENCE_S, TINY, Network
@@ -81,6 +82,28 @@ def test_a_cancelled_job_leaves_no_process_and_the_others_do_not_wait_for_it(net
     net.end("beta", jobs["beta"])
 
 
+def test_two_jobs_of_a_site_with_one_contract_are_nodes_of_their_own(network: Callable[..., Network]) -> None:
+    net = network()
+    sites = ("alpha", "alpha", "beta")
+    jobs = [(site, net.submit(site, *TRAINING, "round.min_peers=3")) for site in sites]
+    names = {f"{site}/sl/job-{job}-0" for site, job in jobs}
+    assert len(names) == 3
+
+    def together() -> Round | None:
+        return next((one for one in net.rounds(TINY) if {c.node for c in one.check_ins} == names), None)
+
+    first = until(together, "all three jobs in one round", PATIENCE_S)
+    net.await_round(TINY, first.number + 2)
+    for site, job in jobs:
+        assert net.look(site, job) == ("RUNNING", "")
+    finish_and_verify(net, jobs)
+    rounds = net.rounds(TINY)
+    assert [one.number for one in rounds] == list(range(rounds[0].number, rounds[0].number + len(rounds)))
+    assert all({c.node for c in one.check_ins} == names for one in rounds)
+    results = [net.result(site, job) for site, job in jobs]
+    assert results[0] == results[1] == results[2]
+
+
 def requeue(net: Network, job: str) -> None:
     net.slurm["alpha"].run("scontrol", "requeue", job)
 
@@ -111,7 +134,7 @@ def test_a_requeued_job_comes_back_as_the_same_node_and_the_run_finishes(
     again = seen(net, "alpha", jobs["alpha"])
     assert (again["state"], again["num_restarts"]) == ("RUNNING", 1)
     assert (again["requeued_after"], again["why"]) == (cause, f"started again after {cause}")
-    finish_and_verify(net, jobs)
+    finish_and_verify(net, jobs.items())
 
 
 def test_a_job_whose_node_is_lost_runs_elsewhere_and_its_first_run_does_no_harm(
@@ -131,7 +154,7 @@ def test_a_job_whose_node_is_lost_runs_elsewhere_and_its_first_run_does_no_harm(
         assert net.look("alpha", jobs["alpha"]) == ("RUNNING", "started again after node failure")
         until(lambda: not any(is_alive(process) for process in old), "the first run to end", PATIENCE_S)
         net.await_round(TINY, len(net.rounds(TINY)) + 1, "alpha", "beta")
-        finish_and_verify(net, jobs)
+        finish_and_verify(net, jobs.items())
     finally:
         alpha.find_node("alpha1")
 
@@ -149,9 +172,10 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def finish_and_verify(net: Network, jobs: dict[str, str]) -> None:
+def finish_and_verify(net: Network, jobs: Iterable[tuple[str, str]]) -> None:
+    """Let these jobs, each with its site, end by themselves, and recompute all merges."""
     net.let_finish()
-    for site, job in jobs.items():
+    for site, job in jobs:
         net.end(site, job)
         assert not net.slurm[site].processes_of(job)
     done = net.command("alpha", "verify", str(net.folder.root), "--json")
