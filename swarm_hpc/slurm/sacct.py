@@ -1,6 +1,6 @@
 """What sacct prints where a cluster has slurmdbd: all runs of a job, and jobs that slurmctld has forgotten. Pure.
 
-Written from sacct's manual (22.05); the clusters that the tests start have no slurmdbd.
+The clusters that the tests start have no slurmdbd; the tests hold what a real one (22.05) has said.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Run:
     cancelled_by: str
     """User name or ID."""
     reason: str
+    """Why it waited, even if it has ended since."""
     nodes: str
     num_nodes: int
     num_gpus: int
@@ -85,7 +86,7 @@ def forgotten(runs: Sequence[Run], now: float) -> Job:
         user=last.user,
         partition=last.partition,
         state=last.state,
-        reason=last.reason,
+        reason="" if last.state in OVER else last.reason,
         nodes=last.nodes,
         num_nodes=last.num_nodes,
         num_tasks=0,

@@ -1,4 +1,4 @@
-"""What sacct prints, in the form of its manual: runs of a job, added to what slurmctld knows, or in place of it."""
+"""What sacct (22.05) prints: runs of a job, added to what slurmctld knows, or in place of it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ JOB = Job(
 )
 
 
+# What a real one said of a job at four moments.
+REAL = """\
+4|REQUEUED|root|main|1795659841|1795659841|1795659845|4|1|billing=1,cpu=1,gres/gpu=1,mem=500M,node=1|0:0|None|alpha2|UNLIMITED|swarm-x
+4|PREEMPTED|root|main|1795659846|1795659852|1795659858|6|1|billing=1,cpu=1,gres/gpu=1,mem=500M,node=1|0:0|BeginTime|alpha1|UNLIMITED|swarm-x
+4|NODE_FAIL|root|main|1795659858|1795659864|1795659868|4|1|billing=1,cpu=1,gres/gpu=1,mem=500M,node=1|0:0|BeginTime|alpha1|UNLIMITED|swarm-x
+4|PENDING|root|main|1795659868|Unknown|Unknown|0|1|billing=1,cpu=1,gres/gpu=1,mem=500M,node=1|0:0|BeginTime|None assigned|UNLIMITED|swarm-x
+4|CANCELLED by 0|root|main|1795659868|1795659874|1795659874|0|1|billing=1,cpu=1,gres/gpu=1,mem=500M,node=1|0:0|BeginTime|alpha2|UNLIMITED|swarm-x
+""".splitlines()  # noqa: E501
+
+
 def complete_with(*lines: str, job: Job = JOB) -> Job:
     return complete(job, parse("\n".join(lines))["12"])
 
@@ -54,6 +64,27 @@ def test_gpu_hours_are_summed_over_all_runs_of_a_job() -> None:
 )
 def test_how_the_run_before_ended_is_why_there_is_another_one(before: str, cause: Cause) -> None:
     assert complete_with(before, RUNNING).why == f"started again after {cause}"
+
+
+@pytest.mark.parametrize(
+    ("num_runs", "state", "gpu_s", "expected"),
+    [
+        (1, "PENDING", 4.0, "BeginTime; back in the queue after scontrol requeue"),
+        (2, "PENDING", 10.0, "BeginTime; back in the queue after preemption"),
+        (4, "PENDING", 14.0, "BeginTime; back in the queue after node failure"),
+        (5, "CANCELLED", 14.0, "by 0"),
+    ],
+)
+def test_a_real_jobs_life(num_runs: int, state: str, gpu_s: float, expected: str) -> None:
+    job = replace(JOB, id="4", name="swarm-x", user="root", state=state, reason="BeginTime", num_gpus=1, ran_s=0.0)
+    lines = [line for line in REAL[:num_runs] if num_runs < 5 or "PENDING" not in line]
+    known = complete(replace(job, num_restarts=min(num_runs, 3)), parse("\n".join(lines))["4"])
+    assert (known.earlier_gpu_s, known.why) == (gpu_s, expected)
+
+
+def test_why_a_job_waited_is_not_why_it_ended() -> None:
+    ended = REAL[2].replace("NODE_FAIL", "FAILED").replace("|0:0|", "|3:0|")
+    assert forgotten(parse(ended)["4"], NOW).why == "exit code 3"
 
 
 @pytest.mark.parametrize("lines", [(PREEMPTED, PENDING), (PREEMPTED,)])
