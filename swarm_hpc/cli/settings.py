@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,6 +16,18 @@ CONF: Final = Path(__file__).resolve().parents[1] / "conf"
 """The YAML files that are installed with the program."""
 EXAMPLES: Final = CONF.parent / "examples"
 """The training programs that are installed with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Combination:
+    """One job of a sweep."""
+
+    words: tuple[str, ...]
+    """Its settings, with one value each."""
+    swept: tuple[tuple[str, str], ...]
+    """Key, and its word: those of `words` that differ between the jobs."""
+    named: frozenset[str]
+    """Every key that the user has given a value, or several."""
 
 
 def load(cls: type[T], name: str, overrides: Sequence[str], config_dir: str = "") -> T:
@@ -66,6 +79,39 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
         raise ConfigError(f"not valid YAML: {exc}") from exc
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def split_sweep(name: str, overrides: Sequence[str], config_dir: str = "") -> list[Combination]:
+    """One combination per job of a sweep, in hydra's own grammar: a=1,2  b=choice(x,y)  c=range(1,4)  merge=glob(*).
+
+    Words without several values are in each of them as they were typed. ConfigError.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    words = list(overrides)
+    folders = create_config_search_path(str(CONF))
+    if config_dir:  # glob(*) finds what is there, too
+        folders.append("user", f"file://{Path(config_dir).resolve()}")
+    try:
+        parsed = OverridesParser.create(config_loader=ConfigLoaderImpl(folders)).parse_overrides(words)
+        swept = [one for one in parsed if one.is_sweep_override()]
+        rows = BasicSweeper.split_arguments(swept, None)[0]
+    except (HydraException, ValueError) as exc:
+        text = _wrong_word(name, [word for word in words if "=" not in word], config_dir)
+        raise ConfigError(text or " ".join(str(exc).split())) from exc
+    given = [one.get_key_element() for one in parsed]
+    keys = [one.get_key_element() for one in swept]
+    if twice := [key for key in keys if given.count(key) > 1]:
+        raise ConfigError(f"{twice[0]}: given twice, once with several values; leave one of them out")
+    if not rows:
+        raise ConfigError(f"{', '.join(keys)}: no values to choose from")
+    kept = [word for word, one in zip(words, parsed, strict=True) if not one.is_sweep_override()]
+    named = frozenset(one.key_or_group for one in parsed)
+    return [Combination(words=(*kept, *row), swept=tuple(zip(keys, row, strict=True)), named=named) for row in rows]
 
 
 def _quoted(text: str) -> str:

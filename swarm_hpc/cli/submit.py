@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swarm_hpc import logs
+from swarm_hpc.cli import sweep
 from swarm_hpc.cli.command import Command, settings_arguments
-from swarm_hpc.cli.settings import EXAMPLES, load
-from swarm_hpc.errors import ConfigError, JobFailed
+from swarm_hpc.cli.settings import EXAMPLES, load, split_sweep
+from swarm_hpc.errors import ConfigError, JobFailed, SwarmError
 
 if TYPE_CHECKING:
     from swarm_hpc.config import SlConfig, SubmitConfig
-    from swarm_hpc.slurm.plan import JobPlan
+
+log = logging.getLogger(__name__)
 
 SITE_VARIABLE: Final = "SWARM_HPC_SITE"
 """Environment variable with the site profile to take where no word says `site=`; a cluster's admin sets it."""
@@ -25,12 +29,13 @@ SITE_VARIABLE: Final = "SWARM_HPC_SITE"
 
 def task_settings(options: argparse.Namespace) -> SlConfig:
     """The SL node of the Slurm task that this process is. NotInJob, ConfigError; NotReachable: no SN came up."""
+    from swarm_hpc.config import SubmitConfig
     from swarm_hpc.slurm.endpoint import find_sn
     from swarm_hpc.slurm.environment import read_task
     from swarm_hpc.slurm.plan import plan_task
 
     task = read_task(os.environ, Path.cwd())
-    settings = _load(options)
+    settings = load(SubmitConfig, "submit", _with_site(options.words), options.config_dir)
     config = plan_task(settings, task, EXAMPLES)
     logs.start(config.name, options.log_level)
     config.sn = find_sn(settings.site, timeout_s=settings.round.max_wait_s)
@@ -38,41 +43,99 @@ def task_settings(options: argparse.Namespace) -> SlConfig:
     return config
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Planned:
+    """A job before it is submitted."""
+
+    config: SubmitConfig
+    words: tuple[str, ...]
+    """The settings that its tasks are given."""
+    name: str
+
+    def log(self, job: str = "%j") -> str:
+        """The job's log; %j stands for an ID that is not known yet."""
+        return str(Path(self.config.site.run_dir) / f"slurm-{job}.log")
+
+    def script(self) -> str:
+        """Its text, for sbatch."""
+        from swarm_hpc.slurm.plan import plan_job
+        from swarm_hpc.slurm.script import script
+
+        return script(plan_job(self.config.site, name=self.name, log=self.log(), words=self.words))
+
+    def as_json(self, job: str) -> dict[str, str]:
+        """For machines."""
+        contract = self.config.round.contract
+        return {"job": job, "site": self.config.site.name, "contract": contract, "log": self.log(job)}
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     settings_arguments(parser)
+    text = "a job with a training contract of its own per combination of values: merge=mean,geomedian seed=range(1,4)"
+    parser.add_argument("-m", "--multirun", action="store_true", help=text)
     parser.add_argument("--wait", action="store_true", help="follow the job to its end; Ctrl-C leaves it running")
     parser.add_argument("--dry-run", action="store_true", help="show the job's script and the settings, submit nothing")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from swarm_hpc.slurm.executor import submit
-    from swarm_hpc.slurm.script import script
-
-    config = _load(options)
-    text = script(_plan(config, options))
+    jobs = _plan(options)
     if options.dry_run:
-        _show(config, text, as_json=options.json)
+        _show(jobs, as_list=options.multirun, as_json=options.json)
         return 0
     logs.start("submit", options.log_level)
-    run_dir = Path(config.site.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"site.run_dir: {run_dir}: {exc.strerror}") from exc
-    job = submit(text, run_dir)
+    made = _submit(jobs)
     if options.wait:
-        _follow(config, job)
+        _follow(made)
     if options.json:
-        print(json.dumps({"job": job, "site": config.site.name, "log": _log(config, job)}))
+        told = [job.as_json(id) for id, job in made.items()]
+        print(json.dumps(told if options.multirun else told[0]))
     else:
-        print(job)
+        print("\n".join(made))
     return 0
 
 
-def _load(options: argparse.Namespace) -> SubmitConfig:
+def _plan(options: argparse.Namespace) -> list[_Planned]:
+    """All jobs, with settings that can be; one, unless it is a sweep. ConfigError."""
     from swarm_hpc.config import SubmitConfig
+    from swarm_hpc.slurm.plan import job_name
 
-    return load(SubmitConfig, "submit", _with_site(options.words), options.config_dir)
+    combinations = split_sweep("submit", _with_site(options.words), options.config_dir)
+    if not options.multirun and combinations[0].swept:
+        key = combinations[0].swept[0][0]
+        raise ConfigError(f"{key}: several values make several jobs; write swarm-hpc submit -m if that is meant")
+    folder = ["--config-dir", options.config_dir] if options.config_dir else []
+    jobs = []
+    for one in combinations:
+        words = list(one.words)
+        config = load(SubmitConfig, "submit", words, options.config_dir)
+        contract = sweep.contract_name(config.round.contract, one)
+        if contract != config.round.contract:
+            words.append(f"{sweep.CONTRACT}={contract}")
+            config = load(SubmitConfig, "submit", words, options.config_dir)
+        name = "-".join(part for part in (job_name(config), sweep.suffix(one)) if part)
+        jobs.append(_Planned(config=config, words=(*words, *folder), name=name))
+    sweep.check_names([job.config.round.contract for job in jobs], combinations)
+    return jobs
+
+
+def _submit(jobs: Sequence[_Planned]) -> dict[str, _Planned]:
+    """The jobs by their IDs."""
+    from swarm_hpc.slurm.executor import submit
+
+    made: dict[str, _Planned] = {}
+    try:
+        for job in jobs:
+            run_dir = Path(job.config.site.run_dir)
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise ConfigError(f"site.run_dir: {run_dir}: {exc.strerror}") from exc
+            made[submit(job.script(), run_dir)] = job
+    except SwarmError:
+        if made:
+            log.warning("submitted before that: %s (to take them back: scancel %s)", ", ".join(made), " ".join(made))
+        raise
+    return made
 
 
 def _with_site(words: Sequence[str]) -> list[str]:
@@ -81,46 +144,45 @@ def _with_site(words: Sequence[str]) -> list[str]:
     return [f"site={site}", *words] if site and not is_named else [*words]
 
 
-def _log(config: SubmitConfig, job: str) -> str:
-    """The job's log; %j stands for an ID that is not known yet."""
-    return str(Path(config.site.run_dir) / f"slurm-{job}.log")
+def _show(jobs: Sequence[_Planned], *, as_list: bool, as_json: bool) -> None:
+    """Scripts and settings; as text, the settings are comments at a script's end, so that sbatch takes the whole."""
+    from swarm_hpc.records import encode
+
+    if as_json:
+        told = [{"script": job.script(), "settings": encode(job.config)} for job in jobs]
+        print(json.dumps(told if as_list else told[0]))
+        return
+    print("\n".join(_as_text(job) for job in jobs))
 
 
-def _plan(config: SubmitConfig, options: argparse.Namespace) -> JobPlan:
-    from swarm_hpc.slurm.plan import job_name, plan_job
-
-    words = _with_site(options.words)
-    if options.config_dir:
-        words += ["--config-dir", options.config_dir]
-    return plan_job(config.site, name=job_name(config), log=_log(config, "%j"), words=words)
-
-
-def _show(config: SubmitConfig, text: str, *, as_json: bool) -> None:
-    """The script and the settings; as text, the settings are comments at its end, so that sbatch takes the whole."""
+def _as_text(job: _Planned) -> str:
     import yaml
 
     from swarm_hpc.records import encode
 
-    if as_json:
-        print(json.dumps({"script": text, "settings": encode(config)}))
-        return
-    settings: Any = yaml.safe_dump(encode(config), sort_keys=False)
-    print(f"{text}\n# The settings, all of them:\n" + "\n".join(f"#   {line}" for line in settings.splitlines()))
+    settings: Any = yaml.safe_dump(encode(job.config), sort_keys=False)
+    lines = "\n".join(f"#   {line}" for line in settings.splitlines())
+    return f"{job.script()}\n# The settings, all of them:\n{lines}"
 
 
-def _follow(config: SubmitConfig, job: str) -> None:
-    """Say on stderr how the job does until it is over. JobFailed where it did not finish its work."""
+def _follow(jobs: Mapping[str, _Planned]) -> None:
+    """Say on stderr how the jobs do until they are over. JobFailed where one did not finish its work."""
     from swarm_hpc.local.jobs import describe, fetch_progress
     from swarm_hpc.slurm.watch import follow
 
-    said = ""
-    for now in follow(job, poll_s=config.poll_s, timeout_s=config.wait_s):
-        progress = fetch_progress(config.site, job) if now.state == "RUNNING" else ""
-        if (text := describe(now, progress)) != said:
+    config = next(iter(jobs.values())).config
+    said: dict[str, str] = {}
+    bad: dict[str, str] = {}
+    for now in follow(list(jobs), poll_s=config.poll_s, timeout_s=config.wait_s):
+        progress = fetch_progress(jobs[now.id].config.site, now.id) if now.state == "RUNNING" else ""
+        if (text := describe(now, progress)) != said.get(now.id):
             print(text, file=sys.stderr, flush=True)
-            said = text
-    if now.state != "COMPLETED":
-        raise JobFailed(f"job {job} ended as {now.state}, exit code {now.exit_code}; its log is {_log(config, job)}")
+            said[now.id] = text
+        if now.is_over and now.state != "COMPLETED":
+            how = ", ".join(word for word in (now.state, now.why) if word)
+            bad[now.id] = f"job {now.id} ended as {how}; its log is {jobs[now.id].log(now.id)}"
+    if bad:
+        raise JobFailed("; ".join(bad.values()))
 
 
 SUBMIT = Command(

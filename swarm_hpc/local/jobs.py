@@ -10,9 +10,10 @@ from swarm_hpc.config import ClientConfig, ConnectionConfig, SiteConfig
 from swarm_hpc.errors import SlurmError, SlurmMissing, SwarmError
 from swarm_hpc.local.swarm import fetch_status
 from swarm_hpc.records import NodeStatus
+from swarm_hpc.slurm import query
 from swarm_hpc.slurm.endpoint import find_sn
+from swarm_hpc.slurm.job import Job
 from swarm_hpc.slurm.plan import node_prefix
-from swarm_hpc.slurm.query import Job, fetch_jobs
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,11 @@ _ASK_S: Final = 3.0
 
 
 def fetch_ours() -> tuple[Job, ...] | None:
-    """The training jobs of this host's cluster that are not over; None where there is no Slurm, or no answer of it."""
+    """The training jobs of this host's cluster, at the end those that have ended lately; None where there is no Slurm,
+    or no answer of it.
+    """
     try:
-        return fetch_jobs(now=time.time())
+        return query.fetch_ours(now=time.time())
     except SlurmMissing as exc:
         log.debug("no jobs to show: %s", exc)
     except SlurmError as exc:
@@ -32,9 +35,9 @@ def fetch_ours() -> tuple[Job, ...] | None:
 
 def describe(job: Job, progress: str = "") -> str:
     """One line: `job 12: RUNNING on node7: epoch 3/10`, `job 12: PENDING (Resources)`."""
-    reason = f" ({job.reason})" if job.reason else ""
+    why = f" ({job.why})" if job.why else ""
     nodes = f" on {job.nodes}" if job.nodes else ""
-    return f"job {job.id}: {job.state}{reason}{nodes}" + (f": {progress}" if progress else "")
+    return f"job {job.id}: {job.state}{why}{nodes}" + (f": {progress}" if progress else "")
 
 
 def fetch_progress(site: SiteConfig, job_id: str) -> str:

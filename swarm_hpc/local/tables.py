@@ -19,7 +19,7 @@ from swarm_hpc.records import (
     SiteRecord,
     ValidatorStatus,
 )
-from swarm_hpc.slurm.query import Job
+from swarm_hpc.slurm.job import Job
 
 if TYPE_CHECKING:  # verification.py brings the whole ledger along, which a status needs not wait for
     from swarm_hpc.identity.ca import CertificateRow
@@ -136,15 +136,18 @@ def _node_row(node: NodeStatus) -> tuple[str, ...]:
 
 
 def show_jobs(jobs: Sequence[Job], console: Console) -> None:
-    """Slurm jobs: what each waits for or runs on, and what it has used since its latest start."""
-    columns = ("job", "name", "user", "state", "reason", ">in queue", ">ran", ">GPU hours", ">requeued", "nodes")
+    """Slurm jobs: what each waits for or runs on, how it ended, and what it has used."""
+    columns = ("job", "name", "user", "state", "why", ">in queue", ">ran", ">GPU hours", ">requeued", "nodes")
     table = _table("Slurm jobs", *columns)
     for job in jobs:
-        used = f"{job.gpu_hours:.2f}" if job.num_gpus else ""
+        used = f"{job.gpu_hours:.2f}{'' if job.has_all_gpu_hours else '*'}" if job.num_gpus else ""
+        state = job.state if job.ended_s is None else f"{job.state} {_span(job.ended_s)} ago"
         spans = (_span(job.queued_s), _span(job.ran_s) if job.ran_s else "")
-        row = (job.id, job.name, job.user, job.state, job.reason, *spans, used, str(job.num_restarts or ""), job.nodes)
+        row = (job.id, job.name, job.user, state, job.why, *spans, used, str(job.num_restarts or ""), job.nodes)
         table.add_row(*map(escape, row))
     console.print(table)
+    if any(job.num_gpus and not job.has_all_gpu_hours for job in jobs):
+        console.print("* since the latest start: there is no slurmdbd to tell of what went before", highlight=False)
 
 
 def show_certificates(rows: Sequence[CertificateRow], console: Console) -> None:

@@ -12,7 +12,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
 from swarm_hpc.errors import JobRefused, SlurmMissing
-from swarm_hpc.slurm.query import COMMAND_S, is_silent
+from swarm_hpc.slurm.command import COMMAND_S, is_silent
 
 _TIMED_OUT: Final = 124
 """Exit code of `timeout`."""

@@ -20,6 +20,7 @@ from swarm_hpc.records import (
     ValidatorStatus,
 )
 from swarm_hpc.sl.verify import Finding
+from swarm_hpc.slurm.job import Cause, Job
 
 
 def shown(show, value):
@@ -131,3 +132,39 @@ def test_the_sites_are_shown_with_those_that_ask():
     assert row_of(text, "gamma") == ["gamma", "h:1", "member, lost", "3", "abcdef012345", "1970-01-01 00:00"]
     assert row_of(text, "delta") == ["delta", "delta:1", "asks", "", "", ""]
     assert "│ alpha │ alpha:1 │ asks with other keys │" in text
+
+
+JOB = Job(
+    id="12",
+    name="swarm-digits",
+    user="ada",
+    partition="gpu",
+    state="RUNNING",
+    reason="",
+    nodes="n1",
+    num_nodes=1,
+    num_tasks=1,
+    num_gpus=2,
+    queued_s=9.0,
+    ran_s=1800.0,
+    num_restarts=1,
+    exit_code=0,
+    requeued_after=Cause.PREEMPTION,
+)
+
+
+def test_a_job_says_why_it_is_where_it_is_and_what_it_has_used():
+    text = shown(tables.show_jobs, [JOB])
+    assert "started again after preemption" in text
+    assert " 1.00* " in text
+    assert "* since the latest start" in text
+    summed = shown(tables.show_jobs, [replace(JOB, earlier_gpu_s=3600.0)])
+    assert " 2.00 " in summed
+    assert "*" not in summed
+
+
+def test_a_job_that_has_ended_says_how_and_when():
+    over = replace(JOB, state="FAILED", exit_code=3, ended_s=40.0)
+    text = shown(tables.show_jobs, [over])
+    assert "FAILED 40 s ago" in text
+    assert "exit code 3" in text

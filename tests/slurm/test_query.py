@@ -1,102 +1,103 @@
-"""What squeue prints, as records. The lines are those of Slurm 22.05."""
+"""Where jobs are and why, asked of a real Slurm without slurmdbd."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
-from swarm_hpc.errors import ProtocolError
-from swarm_hpc.slurm.query import Job, is_ours, is_silent, parse
+from swarm_hpc.slurm.job import Job
+from swarm_hpc.slurm.query import fetch_jobs, fetch_ours
+from tests.lab.slurm import Cluster
 
-NOW = 1795626900.0
-RUNNING = (
-    "1|RUNNING|None|ada|1795626863|1795626864|1-02:00:36|2|2|{alloc}|N/A|N/A|gres:gpu:1|1|0|alpha[1-2]|main|swarm|"
-)
-NO_TRES = "cpu=2,mem=1000M,node=2,billing=2"
-PENDING = "2|PENDING|Priority|ada|1795626863|1827162864|0:00|2|2|cpu=2|N/A|gres:gpu:2|N/A|0|0||main|swarm-digits|"
-FAILED = "3|FAILED|NonZeroExitCode|ada|1795626863|1795626864|0:07|1|1|cpu=1|N/A|N/A|N/A|0|768|alpha1|main|swarm|"
+pytestmark = pytest.mark.slurm
 
 
-def one(line: str) -> Job:
-    (job,) = parse(line + "\n", NOW)
-    return job
+@pytest.fixture
+def alpha(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    """This process is on alpha's login node."""
+    monkeypatch.chdir(tmp_path)
+    for key, value in slurm_clusters["alpha"].env.items():
+        monkeypatch.setenv(key, value)
+    return slurm_clusters["alpha"]
 
 
-def test_a_running_job() -> None:
-    job = one(RUNNING.format(alloc=NO_TRES))
-    assert job == Job(
-        id="1",
-        name="swarm",
-        user="ada",
-        partition="main",
-        state="RUNNING",
-        reason="",
-        nodes="alpha[1-2]",
-        num_nodes=2,
-        num_tasks=2,
-        num_gpus=2,
-        queued_s=1.0,
-        ran_s=26 * 3600 + 36.0,
-        num_restarts=1,
-        exit_code=0,
-    )
-    assert job.gpu_hours == pytest.approx(52.02)
-    assert not job.is_over
+def sbatch(cluster: Cluster, *words: str) -> str:
+    return cluster.run("sbatch", "--parsable", "--job-name=swarm-x", *words, cwd=Path.cwd())
 
 
-def test_a_waiting_job_waits_until_now_whatever_start_slurm_expects() -> None:
-    job = one(PENDING)
-    assert (job.state, job.reason, job.queued_s, job.ran_s) == ("PENDING", "Priority", NOW - 1795626863, 0.0)
-    assert one(PENDING.replace("1827162864", "N/A")).queued_s == job.queued_s
+def look(job: str) -> Job:
+    return next(one for one in fetch_ours(now=time.time()) if one.id == job)
 
 
-def test_a_failed_job_tells_its_exit_code() -> None:
-    job = one(FAILED)
-    assert (job.is_over, job.exit_code, job.ran_s) == (True, 3, 7.0)
+def test_each_reason_to_wait_is_told(alpha: Cluster) -> None:
+    runs = [sbatch(alpha, "--licenses=swarm:1", "--mem=500", "--wrap=sleep 600") for _ in range(2)]
+    for job in runs:
+        alpha.await_state(job, "RUNNING")
+    waits = {
+        "Licenses swarm:1": sbatch(alpha, "--licenses=swarm:1", "--wrap=true"),
+        f"Dependency afterok:{runs[0]}(unfulfilled)": sbatch(alpha, f"--dependency=afterok:{runs[0]}", "--wrap=true"),
+        "JobHeldUser": sbatch(alpha, "--hold", "--wrap=true"),
+        "Resources": sbatch(alpha, "--exclusive", "--nodes=2", "--wrap=true"),
+        "Priority": sbatch(alpha, "--exclusive", "--nodes=2", "--wrap=true"),
+    }
+    later = sbatch(alpha, "--begin=now+600", "--wrap=true")
+    deadline = time.monotonic() + 20
+    while (told := {look(job).why: job for job in waits.values()}) != waits and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert told == waits
+    job = look(later)
+    assert job.reason == "BeginTime"
+    assert job.eligible_at is not None and 500 < job.eligible_at - time.time() <= 600
+    alpha.run("scancel", runs[0])
+    alpha.cancel_all()
 
 
-def test_a_name_may_hold_anything() -> None:
-    assert one(PENDING.replace("|swarm-digits|", "|a|b |c|")).name == "a|b |c"
+def test_each_end_is_told_after_those_that_run(alpha: Cluster) -> None:
+    held = sbatch(alpha, "--hold", "--wrap=true")
+    ends = {
+        sbatch(alpha, "--wrap=true"): ("COMPLETED", ""),
+        sbatch(alpha, "--wrap=exit 3"): ("FAILED", "exit code 3"),
+        sbatch(alpha, "--wrap=kill -9 $$"): ("FAILED", "signal 9 (SIGKILL), JobLaunchFailure"),
+    }
+    for job, (state, _) in ends.items():
+        alpha.await_state(job, state)
+    lost = sbatch(alpha, "--no-requeue", "--wrap=sleep 600")
+    alpha.await_state(lost, "RUNNING")
+    node = look(lost).nodes
+    alpha.lose_node(node)
+    try:
+        alpha.await_state(lost, "NODE_FAIL")
+        ends[lost] = ("NODE_FAIL", f"NodeDown {node}")
+        ours = fetch_ours(now=time.time())
+        assert {one.id: (one.state, one.why) for one in ours if one.id in ends} == ends
+        order = [one.id for one in ours]
+        assert max(order.index(one.id) for one in ours if not one.is_over) < min(order.index(job) for job in ends)
+        assert all(one.ended_s is not None and one.ended_s < 120 for one in ours if one.id in ends)
+    finally:
+        alpha.find_node(node)
+    alpha.run("scancel", held)
+    assert (look(held).state, look(held).why) == ("CANCELLED", "")
+    alpha.cancel_all()
 
 
-@pytest.mark.parametrize(
-    ("job", "tres", "node", "task", "expected"),
-    [
-        ("N/A", "cpu=2,gres/gpu=3,gres/gpu:a100=3", "N/A", "gres:gpu:9", 3),
-        ("N/A", NO_TRES, "N/A", "gres:gpu:2", 8),
-        ("N/A", NO_TRES, "gres:gpu:a100:2", "N/A", 4),
-        ("gres/gpu:5", NO_TRES, "N/A", "N/A", 5),
-        ("N/A", NO_TRES, "gres/gpu=2", "N/A", 4),
-        ("N/A", NO_TRES, "gpu", "N/A", 2),
-        ("N/A", NO_TRES, "gres:nic:2", "N/A", 0),
-        ("N/A", NO_TRES, "N/A", "N/A", 0),
-    ],
-)
-def test_gpus_are_what_is_allocated_or_else_what_was_asked_for(
-    job: str, tres: str, node: str, task: str, expected: int
-) -> None:
-    line = f"1|RUNNING|None|ada|1|2|0:00|2|4|{tres}|{job}|{node}|{task}|0|0|n[1-2]|main|swarm|"
-    assert one(line).num_gpus == expected
+def test_a_preempted_job_that_may_not_be_requeued_is_over(alpha: Cluster) -> None:
+    job = sbatch(alpha, "--no-requeue", "--wrap=sleep 600")
+    alpha.await_state(job, "RUNNING")
+    sbatch(alpha, "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=true")
+    alpha.await_state(job, "PREEMPTED")
+    assert look(job).is_over
+    alpha.cancel_all()
 
 
-@pytest.mark.parametrize("name", ["swarm", "swarm-digits", "swarm-"])
-def test_our_jobs_are_known_by_their_names(name: str) -> None:
-    assert is_ours(one(PENDING.replace("swarm-digits", name)))
-    assert not is_ours(one(PENDING.replace("swarm-digits", f"my-{name}")))
-
-
-@pytest.mark.parametrize(
-    "line", ["JOBID STATE", "1|RUNNING|", PENDING.replace("0:00", "soon"), PENDING.replace("|2|2|", "|x|2|")]
-)
-def test_other_output_is_an_error_that_shows_it(line: str) -> None:
-    with pytest.raises(ProtocolError, match="squeue printed"):
-        parse(line, NOW)
-
-
-def test_nothing_is_no_job() -> None:
-    assert parse("\n", NOW) == ()
-
-
-def test_a_controller_that_is_away_is_told_from_a_refusal() -> None:
-    assert is_silent("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-    assert is_silent("sbatch: fatal: Could not establish a configuration source")
-    assert not is_silent("sbatch: error: Batch job submission failed: Invalid partition name specified")
+def test_gpu_hours_without_slurmdbd_are_those_of_the_latest_start(alpha: Cluster) -> None:
+    job = sbatch(alpha, "--gres=gpu:2", "--requeue", "--wrap=sleep 600")
+    alpha.await_state(job, "RUNNING")
+    assert (look(job).num_gpus, look(job).has_all_gpu_hours) == (2, True)
+    alpha.run("scontrol", "requeue", job)
+    alpha.await_state(job, "PENDING")
+    assert look(job).as_json()["gpu_hours_since"] == "latest start"
+    assert look(job).why.endswith("back in the queue after scontrol requeue")
+    assert [one.id for one in fetch_jobs([job], now=time.time())] == [job]
+    alpha.cancel_all()

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swarm_hpc.config import IdentityConfig, SiteConfig
+from swarm_hpc.cli import settings
+from swarm_hpc.config import ExperimentConfig, IdentityConfig, SiteConfig, SlConfig, SubmitConfig
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.slurm.plan import PREFIX, plan_job, plan_sn
+from swarm_hpc.records import Platform
+from swarm_hpc.slurm.environment import Task
+from swarm_hpc.slurm.plan import PREFIX, plan_job, plan_sn, plan_task
 from swarm_hpc.slurm.script import script
 
 GOLDEN = Path(__file__).parents[2] / "sbatch"
+TASK = Task(job="12", rank=0, num_tasks=1)
+EXPERIMENT = ExperimentConfig(name="digits", metric="f1", platform=Platform.PYTORCH, prepare=[], train=["true"])
 
 
 def profile(**changes: Any) -> SiteConfig:
     identity = IdentityConfig(cert="c.pem", key="k.pem", bundle="b.json")
-    return SiteConfig(name="alpha", sn="sn:30304", identity=identity, **changes)
+    return SiteConfig(**{"name": "alpha", "sn": "sn:30304", "identity": identity, **changes})
 
 
 def text(*words: str, **changes: Any) -> str:
@@ -48,35 +55,76 @@ def test_an_empty_profile_asks_for_nothing_that_a_cluster_may_not_have() -> None
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"partition": "gpu"}, "#SBATCH --partition=gpu\n"),
-        ({"account": "p123"}, "#SBATCH --account=p123\n"),
-        ({"qos": "long"}, "#SBATCH --qos=long\n"),
-        ({"time": "2-00:00:00"}, "#SBATCH --time=2-00:00:00\n"),
-        ({"constraint": "a100|h100"}, "#SBATCH --constraint='a100|h100'\n"),
-        ({"reservation": "night"}, "#SBATCH --reservation=night\n"),
-        ({"licenses": "swarm:1"}, "#SBATCH --licenses=swarm:1\n"),
-        ({"nodes": 3}, "#SBATCH --nodes=3\n"),
-        ({"tasks_per_node": 4}, "#SBATCH --ntasks-per-node=4\n"),
-        ({"cpus_per_task": 8}, "#SBATCH --cpus-per-task=8\n"),
-        ({"mem": "64G"}, "#SBATCH --mem=64G\n"),
-        ({"gpus_per_task": 1}, "#SBATCH --gpus-per-task=1\n"),
-        ({"gres": "gpu:a100:4"}, "#SBATCH --gres=gpu:a100:4\n"),
-        ({"sbatch": ["--exclusive", "--mail-type=FAIL"]}, "#SBATCH --exclusive\n#SBATCH --mail-type=FAIL\n"),
-        ({"modules": ["gcc/12", "cuda"]}, "\nset -e\nmodule load gcc/12\nmodule load cuda\n"),
-        ({"modules": ["cuda"], "setup": ["source v/bin/activate"]}, "module load cuda\nsource v/bin/activate\n"),
-        ({"mpi": "pmi2"}, "\nsrun --mpi=pmi2 "),
-        ({"command": "python -m swarm_hpc.cli"}, " python -m swarm_hpc.cli sl --task "),
-        ({"scratch": "/local/$USER"}, '\nscratch="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
-        ({"requeue": False}, "#SBATCH --no-requeue\n"),
-        ({"warning_s": 300}, "#SBATCH --signal=B:USR2@300\n"),
-    ],
-)
-def test_a_setting_of_the_profile_is_found_in_the_script(changes: dict[str, Any], expected: str) -> None:
-    assert expected in text(**changes)
+# An example value of each field of SiteConfig, and what it makes of the script.
+IN_SCRIPT: dict[str, tuple[Any, str]] = {
+    "command": ("python -m swarm_hpc.cli", " python -m swarm_hpc.cli sl --task "),
+    "partition": ("gpu", "#SBATCH --partition=gpu\n"),
+    "account": ("p123", "#SBATCH --account=p123\n"),
+    "qos": ("long", "#SBATCH --qos=long\n"),
+    "time": ("2-00:00:00", "#SBATCH --time=2-00:00:00\n"),
+    "constraint": ("a100|h100", "#SBATCH --constraint='a100|h100'\n"),
+    "reservation": ("night", "#SBATCH --reservation=night\n"),
+    "licenses": ("swarm:1", "#SBATCH --licenses=swarm:1\n"),
+    "nodes": (3, "#SBATCH --nodes=3\n"),
+    "tasks_per_node": (4, "#SBATCH --ntasks-per-node=4\n"),
+    "cpus_per_task": (8, "#SBATCH --cpus-per-task=8\n"),
+    "mem": ("64G", "#SBATCH --mem=64G\n"),
+    "gpus_per_task": (1, "#SBATCH --gpus-per-task=1\n"),
+    "gres": ("gpu:a100:4", "#SBATCH --gres=gpu:a100:4\n"),
+    "sbatch": (["--exclusive", "--mail-type=FAIL"], "#SBATCH --exclusive\n#SBATCH --mail-type=FAIL\n"),
+    "modules": (["gcc/12", "cuda"], "\nset -e\nmodule load gcc/12\nmodule load cuda\n"),
+    "setup": (["source v/bin/activate"], "\nset -e\nsource v/bin/activate\n"),
+    "mpi": ("pmi2", "\nsrun --mpi=pmi2 "),
+    "scratch": ("/local/$USER", '\nscratch="/local/$USER/swarm-$SLURM_JOB_ID"\n'),
+    "requeue": (False, "#SBATCH --no-requeue\n"),
+    "warning_s": (300, "#SBATCH --signal=B:USR2@300\n"),
+}
+# Those that the job's tasks read themselves: an example, and where it arrives. test_plan.py has more of them.
+IN_TASK: dict[str, tuple[Any, Callable[[SlConfig], str]]] = {
+    "name": ("gamma", lambda sl: sl.program.env["SITE"]),
+    "sn": ("login:1", lambda sl: sl.sn),
+    "identity": (IdentityConfig(cert="other.pem", key="k.pem", bundle="b.json"), lambda sl: sl.identity.cert),
+    "run_dir": ("/srv/runs", lambda sl: sl.program.cwd),
+}
+# Where else: `find_sn` reads sn_file (test_endpoint.py), conf/submit.yaml draws on data_dir (below).
+ELSEWHERE = {"sn_file", "data_dir"}
+
+
+@pytest.mark.parametrize("field", IN_SCRIPT)
+def test_a_setting_of_the_profile_is_found_in_the_script(field: str) -> None:
+    value, expected = IN_SCRIPT[field]
+    assert expected in text(**{field: value})
     assert expected not in text()
+
+
+@pytest.mark.parametrize("field", IN_TASK)
+def test_a_setting_of_the_profile_reaches_the_tasks(field: str) -> None:
+    value, arrives = IN_TASK[field]
+    words = SubmitConfig(experiment=EXPERIMENT, site=profile(**{field: value}), data_dir="data")
+    expected = value.cert if isinstance(value, IdentityConfig) else value
+    assert arrives(plan_task(words, TASK, Path())).startswith(expected)
+
+
+def test_the_folder_of_data_is_the_profiles_with_the_experiments_name() -> None:
+    identity = [f"site.identity.{key}=f" for key in ("cert", "key", "bundle")]
+    words = ["site.name=alpha", "site.sn=s:1", *identity, "site.data_dir=/srv/data"]
+    assert settings.load(SubmitConfig, "submit", words).data_dir == "/srv/data/digits"
+
+
+def test_every_setting_of_the_profile_is_in_one_of_these_tables() -> None:
+    assert sorted([*IN_SCRIPT, *IN_TASK, *ELSEWHERE]) == sorted(field.name for field in fields(SiteConfig))
+
+
+def test_every_setting_of_the_profile_is_explained_where_its_default_stands() -> None:
+    lines = (settings.CONF / "site" / "generic.yaml").read_text().splitlines()
+    keys = {line.partition(":")[0]: number for number, line in enumerate(lines) if line[:1].isalpha()}
+    assert list(keys) == [field.name for field in fields(SiteConfig)]
+    assert [key for key, number in keys.items() if not lines[number - 1].startswith("# ")] == []
+
+
+def test_the_modules_come_before_the_lines_of_bash() -> None:
+    made = text(modules=["cuda"], setup=["source v/bin/activate"])
+    assert "module load cuda\nsource v/bin/activate\n" in made
 
 
 def test_a_job_that_is_warned_tells_its_tasks_and_goes_back_into_the_queue_when_they_have_left() -> None:

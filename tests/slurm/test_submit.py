@@ -131,7 +131,7 @@ def test_a_submitted_job_is_in_the_queue_with_the_script_of_the_dry_run(
     assert code == 0, err
     made = json.loads(out)
     job = made["job"]
-    assert made == {"job": job, "site": "alpha", "log": f"all my runs/slurm-{job}.log"}
+    assert made == {"job": job, "site": "alpha", "contract": "digits", "log": f"all my runs/slurm-{job}.log"}
     shown = alpha.describe(job)
     for text in ("JobName=swarm-digits", "Partition=main", "TimeLimit=00:05:00", "Requeue=1", "MinMemoryNode=600M"):
         assert text in shown

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from swarm_hpc.config import ClientConfig, ExperimentConfig, LedgerKind, LocalCo
 from swarm_hpc.local.folder import RunFolder
 from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status, sl_name
 from swarm_hpc.records import NodeStatus, Platform, Round, RoundState
+from swarm_hpc.slurm.query import fetch_ours
 from tests.lab.namespaces import SiteNetwork, site_networks
 from tests.lab.slurm import Cluster, clusters, until
 
@@ -118,6 +120,13 @@ class Network:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
         state = self.slurm[site].await_state(job, *over, patience_s=patience_s)
         assert state == "COMPLETED", f"{state}\n{self.log(site, job)}"
+
+    def look(self, site: str, job: str) -> tuple[str, str]:
+        """State and reason of a job, from the function behind `swarm-hpc status`."""
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in self.slurm[site].env.items():
+                patch.setenv(key, value)
+            return next((one.state, one.why) for one in fetch_ours(now=time.time()) if one.id == job)
 
     def log(self, site: str, job: str) -> str:
         """What the job has said so far, its training programs included."""

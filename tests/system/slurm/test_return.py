@@ -32,7 +32,7 @@ def test_the_program_of_a_requeued_job_goes_on_at_its_next_step(
     )
     net.await_round(RETURNING, alone.number + 1, "alpha", "beta")
     assert "Restarts=1" in net.slurm["alpha"].describe(jobs["alpha"])
-    finish_and_verify(net, jobs, RETURNING)
+    finish_and_verify(net, jobs.items(), RETURNING)
     check_steps(net, "alpha", jobs["alpha"])
 
 
@@ -41,13 +41,18 @@ def test_ahead_of_its_time_limit_a_job_saves_and_comes_back(network: Callable[..
     alpha = net.slurm["alpha"]
     # Slurm looks at time limits every half minute or so: the warning comes within the minute, long before its end
     job = net.submit("alpha", "site.time=2", "site.warning_s=110", "site.nodes=2", *TRAINING)
-    net.await_round(RETURNING, 2, "alpha")
+    unwarned = net.submit("beta", "site.time=1", "site.warning_s=0", *TRAINING)
+    net.await_round(RETURNING, 2, "alpha", "beta")
     until(lambda: "Restarts=1" in alpha.describe(job), "the job to requeue itself", COMMAND_S)
+    until(lambda: net.look("alpha", job)[1].endswith(" after scontrol requeue"), "status to say so", PATIENCE_S)
     log = net.log("alpha", job)
     assert log.count("leaving: the job's time limit is near (SIGUSR2)") == 2
     assert log.count("the ML program has saved its state") == 2
     done = net.steps("alpha", job)
     until(lambda: len(net.steps("alpha", job)) > len(done), "it to go on", PATIENCE_S)
+    net.slurm["beta"].await_state(unwarned, "TIMEOUT", patience_s=COMMAND_S)
+    assert net.look("beta", unwarned) == ("TIMEOUT", "TimeLimit 1:00")
+    until(lambda: not net.slurm["beta"].processes_of(unwarned), "its processes to end", PATIENCE_S)
     net.let_finish(RETURNING)
     net.end("alpha", job)
     for task in (0, 1):
@@ -64,7 +69,7 @@ def test_the_ranks_of_a_job_save_and_go_on_together(network: Callable[..., Netwo
     saved = "the ML program has saved its state"
     until(lambda: net.log("alpha", jobs["alpha"]).count(saved) == 2, "both to save", PATIENCE_S)
     net.await_round(RETURNING, len(net.rounds(RETURNING)) + 2, "alpha", "beta")
-    finish_and_verify(net, jobs, RETURNING)
+    finish_and_verify(net, jobs.items(), RETURNING)
     for task in (0, 1):
         check_steps(net, "alpha", jobs["alpha"], task)
 
@@ -83,7 +88,7 @@ def test_the_program_of_a_lost_node_goes_on_from_what_it_saved_last(network: Cal
         until(lambda: "NodeList=alpha2\n" in alpha.describe(jobs["alpha"]), "the job to run elsewhere", PATIENCE_S)
         until(lambda: len(net.steps("alpha", jobs["alpha"])) > len(before), "it to go on", PATIENCE_S)
         assert 1 < net.steps("alpha", jobs["alpha"])[len(before)] <= before[-1] + 1
-        finish_and_verify(net, jobs, RETURNING)
+        finish_and_verify(net, jobs.items(), RETURNING)
     finally:
         alpha.find_node("alpha1")
 
