@@ -25,7 +25,8 @@ class Cause(StrEnum):
     PREEMPTION = "preemption"
     NODE_FAILURE = "node failure"
     COMMAND = "scontrol requeue"
-    """By hand, or the job's own near its time limit."""
+    """By hand, or by an SN that is a job, near its time limit."""
+    TIME_WARNING = "the warning before its time limit"
     UNKNOWN = ""
 
 

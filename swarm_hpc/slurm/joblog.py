@@ -1,6 +1,7 @@
 """Why a job was put back into the queue, from what Slurm has written into its log: slurmctld itself forgets it.
 
-The words are those of slurmstepd and srun (22.05). A node that is lost with all of its job's processes says nothing.
+The words are those of slurmstepd and srun (22.05), and of our own script (script.py). A node that is lost with all of
+its job's processes says nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ _MOST_BYTES: Final = 4 << 20
 _SLACK_S: Final = 300.0
 """A requeue counts from the end of the job's processes (KillWait, epilogs), its word from the signal to them."""
 _ENDED: Final = re.compile(
-    r"\*\*\* JOB (\d+) ON \S+ CANCELLED AT (\S+) DUE TO (JOB REQUEUE|PREEMPTION|NODE FAILURE)|"
+    r"\*\*\* JOB (\d+) ON \S+ (?:CANCELLED|LEFT) AT (\S+) DUE TO (JOB REQUEUE|PREEMPTION|NODE FAILURE|TIME WARNING)|"
     r"^srun: error: Node failure on ",
     re.MULTILINE,
 )
-_CAUSES: Final = {"JOB REQUEUE": Cause.COMMAND, "PREEMPTION": Cause.PREEMPTION, "NODE FAILURE": Cause.NODE_FAILURE}
+_CAUSES: Final = {
+    "JOB REQUEUE": Cause.COMMAND,
+    "PREEMPTION": Cause.PREEMPTION,
+    "NODE FAILURE": Cause.NODE_FAILURE,
+    "TIME WARNING": Cause.TIME_WARNING,
+}
+_OWN_S: Final = 60.0
+"""So long after a warning a requeue is what the script has asked for itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +75,8 @@ def parse(text: str, job_id: str) -> list[Word]:
         if words and words[-1] == Word(cause=cause):  # srun has said it just before
             words.pop()
         word = Word(cause=cause, at=_unix_time(found[2]))
+        if words and _is_own(words[-1], word):
+            continue
         if word not in words:  # each node of the job says it
             words.append(word)
     return words
@@ -81,6 +91,13 @@ def read_end(path: str) -> str | None:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_BYTES))
             return file.read(_MOST_BYTES).decode(errors="replace")
     return None
+
+
+def _is_own(warning: Word, word: Word) -> bool:
+    """Whether a requeue by command is the one that our script asks for after a warning."""
+    if (warning.cause, word.cause) != (Cause.TIME_WARNING, Cause.COMMAND) or warning.at is None or word.at is None:
+        return False
+    return 0 <= word.at - warning.at < _OWN_S
 
 
 def _is_near(word: Word, at: float | None) -> bool:

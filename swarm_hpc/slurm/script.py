@@ -22,6 +22,7 @@ trap 'kill -USR2 $! || true' USR2
 _COME_BACK: Final = """\
 if [ -e "${left_file}" ]; then
     rm -f "${left_file}"
+    echo "*** JOB $SLURM_JOB_ID ON $SLURMD_NODENAME LEFT AT $(date +%FT%T) DUE TO TIME WARNING ***"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 """

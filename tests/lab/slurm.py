@@ -204,7 +204,7 @@ class Cluster:
         until(lambda: not self.processes_of(), "their processes to end", END_S, lambda: str(self.processes_of()))
 
     def kill_all(self) -> None:
-        """What a failed `cancel_all`, or a daemon that broke down, leaves behind."""
+        """Every process of its jobs: what a failed `cancel_all`, or a daemon that broke down, leaves behind."""
         for process in self.processes_of():
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -28,6 +28,7 @@ FAILED = (
     "slurmstepd-alpha1: error: *** JOB 12 ON alpha1 CANCELLED AT 2026-11-26T02:22:43 DUE TO NODE FAILURE, SEE "
     "SLURMCTLD LOG FOR DETAILS ***\n"
 )
+WARNED = "*** JOB 12 ON alpha1 LEFT AT 2026-11-26T02:02:33 DUE TO TIME WARNING ***\n"
 CANCELLED = "slurmstepd-alpha1: error: *** JOB 12 ON alpha1 CANCELLED AT 2026-11-26T02:32:43 ***\n"
 
 
@@ -48,6 +49,12 @@ def cause(
         (PREEMPTED + PREEMPTED.replace("alpha1", "alpha2"), [Cause.PREEMPTION]),
         (PREEMPTED.replace("JOB 12", "JOB 1"), []),
         (CANCELLED, []),
+        (WARNED, [Cause.TIME_WARNING]),
+        (WARNED + REQUEUED, [Cause.TIME_WARNING]),
+        (
+            WARNED + PREEMPTED + REQUEUED.replace("02:02", "02:14"),
+            [Cause.TIME_WARNING, Cause.PREEMPTION, Cause.COMMAND],
+        ),
     ],
 )
 def test_each_run_that_slurm_has_ended_has_a_word(text: str, expected: list[Cause]) -> None:

@@ -44,8 +44,8 @@ def test_ahead_of_its_time_limit_a_job_saves_and_comes_back(network: Callable[..
     unwarned = net.submit("beta", "site.time=1", "site.warning_s=0", *TRAINING)
     net.await_round(RETURNING, 2, "alpha", "beta")
     until(lambda: "Restarts=1" in alpha.describe(job), "the job to requeue itself", COMMAND_S)
-    until(lambda: net.look("alpha", job)[1].endswith(" after scontrol requeue"), "status to say so", PATIENCE_S)
-    log = net.log("alpha", job)
+    log, why = net.log("alpha", job), net.look("alpha", job)[1]
+    assert why.endswith(" after the warning before its time limit")
     assert log.count("leaving: the job's time limit is near (SIGUSR2)") == 2
     assert log.count("the ML program has saved its state") == 2
     done = net.steps("alpha", job)
@@ -82,8 +82,7 @@ def test_the_program_of_a_lost_node_goes_on_from_what_it_saved_last(network: Cal
     until(lambda: len(net.steps("alpha", jobs["alpha"])) > 30, "the program to have saved", PATIENCE_S)
     alpha.lose_node("alpha1")
     try:
-        for process in alpha.processes_of(jobs["alpha"]):
-            process.kill()
+        alpha.kill_all()
         before = net.steps("alpha", jobs["alpha"])
         until(lambda: "NodeList=alpha2\n" in alpha.describe(jobs["alpha"]), "the job to run elsewhere", PATIENCE_S)
         until(lambda: len(net.steps("alpha", jobs["alpha"])) > len(before), "it to go on", PATIENCE_S)
