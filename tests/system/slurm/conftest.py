@@ -77,7 +77,9 @@ class Network:
 
     def let_finish(self) -> None:
         """Every training of TINY ends a few rounds from now."""
-        self._last_round.write_text(str(len(self.rounds(TINY)) + 3))
+        beside = self._last_round.with_suffix(".new")  # a program may read it at any moment
+        beside.write_text(str(len(self.rounds(TINY)) + 3))
+        beside.rename(self._last_round)
 
     def run_dir(self, site: str) -> Path:
         return self.folder.root / f"{site}-jobs"
