@@ -187,7 +187,8 @@ def _follow(jobs: Mapping[str, _Planned]) -> None:
 
 SUBMIT = Command(
     about="train at this site: submit a Slurm job whose tasks are SL nodes with the training program",
-    example="swarm-hpc submit experiment=digits site=alpha merge=geomedian site.time=02:00:00 --config-dir ~/swarm",
+    example="swarm-hpc submit experiment=digits site=alpha merge=geomedian site.time=02:00:00 --config-dir ~/swarm\n"
+    "  swarm-hpc submit -m merge=mean,geomedian experiment=digits site=alpha --config-dir ~/swarm",
     arguments=_arguments,
     run=_run,
     settings="submit",

@@ -9,7 +9,7 @@ import pytest
 
 from swarm_hpc.slurm.job import Job
 from swarm_hpc.slurm.query import fetch_jobs, fetch_ours
-from tests.lab.slurm import Cluster
+from tests.lab.slurm import Cluster, until
 
 pytestmark = pytest.mark.slurm
 
@@ -100,4 +100,17 @@ def test_gpu_hours_without_slurmdbd_are_those_of_the_latest_start(alpha: Cluster
     assert look(job).as_json()["gpu_hours_since"] == "latest start"
     assert look(job).why.endswith("back in the queue after scontrol requeue")
     assert [one.id for one in fetch_jobs([job], now=time.time())] == [job]
+    alpha.cancel_all()
+
+
+def test_a_lost_node_that_left_no_word_is_known_by_the_step_that_nobody_saw_end(alpha: Cluster) -> None:
+    job = sbatch(alpha, "--requeue", "--output=/dev/null", "--wrap=srun sleep 600")
+    steps = ("squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i")
+    until(lambda: f"{job}.0" in alpha.run(*steps), "its step to run", 30.0, lambda: alpha.describe(job))
+    node = look(job).nodes
+    alpha.lose_node(node)
+    try:
+        until(lambda: look(job).why.endswith("after node failure"), "the reason", 20.0, lambda: str(look(job)))
+    finally:
+        alpha.find_node(node)
     alpha.cancel_all()

@@ -89,7 +89,9 @@ class Network:
 
     def finish(self) -> None:
         """Let every site finish, three rounds from now, and end."""
-        self.last_round.write_text(str(len(self.rounds()) + 3))
+        beside = self.last_round.with_suffix(".new")  # a program may read it at any moment
+        beside.write_text(str(len(self.rounds()) + 3))
+        beside.rename(self.last_round)
         self.swarm.wait(self.swarm.sites, PATIENCE_S)
 
     def events(self, after: int, wait_s: float) -> tuple[int, tuple[Event, ...]]:

@@ -88,7 +88,9 @@ class Network:
 
     def let_finish(self, contract: str = TINY) -> None:
         """Every training ends a few rounds of that contract from now."""
-        self._last_round.write_text(str(len(self.rounds(contract)) + 3))
+        beside = self._last_round.with_suffix(".new")  # a program may read it at any moment
+        beside.write_text(str(len(self.rounds(contract)) + 3))
+        beside.rename(self._last_round)
 
     def run_dir(self, site: str) -> Path:
         return self.folder.root / f"{site}-jobs"
