@@ -128,6 +128,7 @@ class Training:
         self._since_merge = 0
         self._saved_at = clock()
         self._terminated = False
+        self._pid = os.getpid()
         self._scores = Scores()
         self._losses: list[float] = []
         self._reported_at = -REPORT_EVERY_S
@@ -268,6 +269,10 @@ class Training:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # a process that the program has forked: it is to end as any other
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         self._terminated = True
 
     def _request(self) -> OpenRequest:

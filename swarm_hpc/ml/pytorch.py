@@ -6,6 +6,7 @@ program's job is to come back.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,12 @@ class SwarmCallback:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def outlive_sigterm(worker_id: int) -> None:
+    """For `DataLoader(worker_init_fn=outlive_sigterm)`: the worker stays when Slurm gives SIGTERM to all processes of a
+    job, or the program would fail for want of it before it has saved. It ends with the program."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Judge:

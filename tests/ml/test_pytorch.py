@@ -1,5 +1,9 @@
 """The PyTorch callback: what of a model travels, and that it comes back as it was."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import place
-from swarm_hpc.ml.pytorch import CODES, SwarmCallback, TorchModel
+from swarm_hpc.ml.pytorch import CODES, SwarmCallback, TorchModel, outlive_sigterm
 from swarm_hpc.records import Platform, Progress
 from swarm_hpc.sl.frames import FinishRequest, OpenRequest, SyncRequest
 
@@ -350,3 +354,16 @@ def test_a_training_loop_that_is_told_to_leave_goes_on_where_it_was(sl, tmp_path
         train(leave_at=6)
     sl.restart()
     assert train() == [(1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+def test_a_worker_outlives_sigterm_and_ends_with_its_loader():
+    data = TensorDataset(torch.arange(400))
+    loader = DataLoader(data, num_workers=1, worker_init_fn=outlive_sigterm, prefetch_factor=1)
+    batches = iter(loader)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert sum(1 for _ in batches) == 399
+    del batches
+    worker.join(20)
+    assert worker.exitcode == 0

@@ -1,7 +1,9 @@
 """A program is told to leave, saves, and goes on from there: through Training, the stub SL and real files."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -151,6 +153,15 @@ def test_sigterm_to_the_program_itself_ends_it_after_the_batch(sl, train):
     os.kill(os.getpid(), signal.SIGTERM)
     leave(step, training, model)
     assert len(sl.asked(Saved)) == 1
+
+
+def test_sigterm_ends_a_process_that_the_program_has_forked(sl, train):
+    train(Vector()).begin()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    child.start()
+    child.terminate()
+    child.join(20)
+    assert child.exitcode == -signal.SIGTERM
 
 
 def test_a_programs_own_handler_of_sigterm_stays(sl, train):
