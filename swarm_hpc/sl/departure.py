@@ -34,11 +34,11 @@ class Departure:
         self.stopped = False
         """A signal ended the node at once."""
 
-    def ask(self, number: signal.Signals) -> None:
+    def ask(self, reason: str, *, warned: bool = False) -> None:
         """Tell the node to leave."""
         if not self.asked.is_set():
-            log.info("leaving: %s", REASONS[number])
-            self.reason, self.warned = REASONS[number], number is signal.SIGUSR2
+            log.info("leaving: %s", reason)
+            self.reason, self.warned = reason, warned
             self.asked.set()
 
     @contextmanager
@@ -47,7 +47,7 @@ class Departure:
         loop = asyncio.get_running_loop()
 
         def take(number: signal.Signals) -> None:
-            self.ask(number)
+            self.ask(REASONS[number], warned=number is signal.SIGUSR2)
             if not self.attended:
                 self.stopped = True
                 life.cancel()

@@ -19,7 +19,7 @@ from swarm_hpc.config import RanksConfig
 from swarm_hpc.errors import MergeError, ProgramFailed, ProtocolError, RankLost, SwarmError, TimedOut
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.records import MergeMethod
-from swarm_hpc.sl.ranks import Beat, Broken, Bye, Go, Message, Outcome, Wish, failure, pack, raised, unpack
+from swarm_hpc.sl.ranks import Beat, Broken, Bye, Go, Leaving, Message, Outcome, Wish, failure, pack, raised, unpack
 
 if TYPE_CHECKING:
     from swarm_hpc.kernels.mpi import Ranks
@@ -44,6 +44,8 @@ class Job:
         """Why the job cannot go on."""
         self.reason: Callable[[], str] = str
         """What rank 0 tells the others that it waits for."""
+        self.on_leaving: Callable[[Leaving], None] = _ignore
+        """Called when another rank was told to leave."""
         self.patience_s: float | None = None
         """How long `leave` waits for the other ranks to end; None: as long as all are well."""
         self._ranks = ranks
@@ -136,6 +138,10 @@ class Job:
             self._break(error)
             await self._spread(Broken(error=failure(error, f"rank {self.rank}")))
 
+    async def tell_leaving(self, leaving: Leaving) -> None:
+        """This rank was told to leave: tell the others, so that all do."""
+        await self._spread(leaving)
+
     async def run(self) -> None:
         """Take messages and give signs of life, until cancelled, or MPI itself fails."""
         loop = asyncio.get_running_loop()
@@ -200,6 +206,8 @@ class Job:
                 self._break(raised(message.error))
                 if self.rank == 0:
                     await self._spread(message)
+            case Leaving():
+                self.on_leaving(message)
             case Bye():
                 self._left.add(rank)
         self._news.set()
@@ -260,6 +268,10 @@ class Job:
         data = pack(message)
         for rank in self._others:
             self._ranks.send(rank, data)
+
+
+def _ignore(leaving: Leaving) -> None:
+    """Nobody asks yet: this rank will hear of it by the end of the others."""
 
 
 class _MpiThread:

@@ -21,6 +21,7 @@ from swarm_hpc.sl.job import Job, open_job
 from swarm_hpc.sl.listener import Connection, Listener, listen
 from swarm_hpc.sl.member import Member, load_instance
 from swarm_hpc.sl.program import Program, started
+from swarm_hpc.sl.ranks import Leaving
 from swarm_hpc.sl.session import Session
 from swarm_hpc.sn.client import SnClient
 
@@ -65,10 +66,21 @@ async def live(config: SlConfig, departure: Departure | None = None) -> None:
         return
     async with open_job(config.ranks, max_wait_s=config.round.max_wait_s) as job:
         config = for_rank(config, job.rank, job.size)
-        await (_speak(config, job, departure) if job.rank == 0 else _follow(config, job, departure))
+        job.on_leaving = lambda leaving: departure.ask(leaving.reason, warned=leaving.warned)
+        telling = asyncio.create_task(_tell_leaving(job, departure))
+        try:
+            await (_speak(config, job, departure) if job.rank == 0 else _follow(config, job, departure))
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
         if departure.asked.is_set():
-            # all ranks are told at the same time, by Slurm
             job.patience_s = config.program.save_timeout_s + config.program.stop_timeout_s
+
+
+async def _tell_leaving(job: Job, departure: Departure) -> None:
+    """Slurm tells all ranks; whoever else tells one of them means the job."""
+    await departure.asked.wait()
+    await job.tell_leaving(Leaving(reason=departure.reason, warned=departure.warned))
 
 
 async def _speak(config: SlConfig, job: Job | None, departure: Departure) -> None:

@@ -83,12 +83,21 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """A rank was told to leave: all leave. From rank 0 to all, and from another to it."""
+
+    reason: str
+    warned: bool
+    """The job is to come back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bye:
     """A rank to rank 0: it has nothing more to do. Rank 0 to all: nobody has."""
 
 
-Message: TypeAlias = Wish | Go | Outcome | Beat | Broken | Bye
-_KINDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in (Wish, Go, Outcome, Beat, Broken, Bye)}
+Message: TypeAlias = Wish | Go | Outcome | Beat | Broken | Leaving | Bye
+_KINDS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in (Wish, Go, Outcome, Beat, Broken, Leaving, Bye)}
 
 
 def pack(message: Message) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from swarm_hpc.config import TransferMode
 from swarm_hpc.records import FinishMode
 from swarm_hpc.sl.channel import LeaveAsked
-from swarm_hpc.sl.departure import Departure
+from swarm_hpc.sl.departure import REASONS, Departure
 from swarm_hpc.sl.node import live, run
 
 pytestmark = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
@@ -63,7 +63,7 @@ async def test_a_program_that_waits_in_a_round_is_told_and_the_others_do_not_wai
             waiting = asyncio.create_task(alpha.sync(add=1.0) if asks == "sync" else alpha.finish(FinishMode.SNAPSHOT))
             while not alpha.reasons:
                 await asyncio.sleep(0.02)
-            departure.ask(signal.SIGUSR2)
+            departure.ask(REASONS[signal.SIGUSR2], warned=True)
             with pytest.raises(LeaveAsked, match="time limit is near"):
                 await waiting
             assert alpha.weight[0] == (2.0 if asks == "sync" else 1.0), "the arena is as the program left it"
@@ -79,7 +79,7 @@ async def test_a_program_that_trains_is_told_at_its_next_look(swarm):
         alpha = swarm.program("alpha")
         await alpha.open(1.0)
         assert alpha.channel.leave_reason() is None
-        departure.ask(signal.SIGTERM)
+        departure.ask(REASONS[signal.SIGTERM])
         while (reason := alpha.channel.leave_reason()) is None:
             await asyncio.sleep(0.02)
         assert reason == "the node is stopped (SIGTERM)"
@@ -99,7 +99,7 @@ async def test_a_node_that_returns_takes_part_in_the_same_round_again(swarm):
             waiting = asyncio.create_task(alpha.sync())
             while not alpha.reasons:
                 await asyncio.sleep(0.02)
-            departure.ask(signal.SIGTERM)
+            departure.ask(REASONS[signal.SIGTERM])
             with pytest.raises(LeaveAsked):
                 await waiting
             alpha.close()

@@ -181,11 +181,16 @@ async def test_a_program_that_fails_ends_the_job_with_its_last_words_at_every_ra
         assert "out of memory" in answer["text"]
 
 
-async def test_a_rank_that_is_told_to_stop_ends_the_job_in_order(swarm, job):
-    async with job([[opened(1.0), sync(), sync()], [opened(1.0), sync(), ["end_my_sl", None]]]) as alpha:
+@pytest.mark.parametrize("told", [0, 1])
+async def test_all_ranks_leave_in_order_when_one_is_told_to(swarm, job, told):
+    plans = [[opened(1.0), sync(), sync()] for _ in range(3)]
+    plans[told][-1] = ["end_my_sl", None]
+    async with job(plans) as alpha:
         pass
-    answer = alpha.answers(0)[-1]
-    assert (answer["error"], answer["text"]) == ("ProgramFailed", "rank 1: it was stopped")
+    assert alpha.code == 0, alpha.output
+    for rank in range(3):
+        assert alpha.answers(rank)[-1] == {"leave": "the node is stopped (SIGTERM)"}
+    assert alpha.output.count("the ML program has saved its state") == 3
     assert "ending all processes" not in alpha.output
 
 

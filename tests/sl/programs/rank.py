@@ -16,7 +16,7 @@ import numpy as np
 from swarm_hpc.errors import SwarmError
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import FinishMode, Platform
-from swarm_hpc.sl.channel import MlChannel, OpenRequest
+from swarm_hpc.sl.channel import LeaveAsked, MlChannel, OpenRequest
 
 FOLDER = Path(os.environ["FOLDER"])
 RANK = os.environ["SWARM_RANK"]
@@ -53,7 +53,9 @@ class Program:
 
     def end_my_sl(self, _):
         os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(60)
+        while (reason := self.channel.leave_reason()) is None:
+            time.sleep(0.02)
+        raise LeaveAsked(reason)
 
     def environment(self, _):
         ours = ("SWARM_SL_", "SWARM_RANK", "SWARM_NUM_")
@@ -83,6 +85,10 @@ def main() -> None:
             except SwarmError as exc:
                 answers.append({"error": type(exc).__name__, "text": str(exc)})
                 sys.exit(1)
+            except LeaveAsked as exc:
+                answers.append({"leave": str(exc)})
+                program.channel.saved()
+                sys.exit(os.EX_TEMPFAIL)
     finally:
         beside = FOLDER / f"answers.{RANK}.new"
         beside.write_text(json.dumps(answers))
