@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Final
+from weakref import WeakSet
 
 from swarm_hpc.identity.certs import Identity, peer_name
 from swarm_hpc.identity.handshake import P2P, refusal
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 """How long a peer has for its handshake; a lost one must not hold a connection for ever."""
+GOODBYE_S: Final = 2.0
+"""How long a stopping server waits for its peers' part in the end of TLS."""
+_POLL_S: Final = 0.01
 MAX_HANDSHAKES: Final = 256
 """So many at once: whoever is beyond is cut off before a byte, since nobody knows yet who it is."""
 MAX_CONNECTIONS_PER_SITE: Final = 512
@@ -42,6 +46,7 @@ class Doorkeeper:
         self.tunnels = tunnels
         """Take over where the client asks for swarm-p2p; without them such a connection is closed."""
         self._entering: set[asyncio.Task[None]] = set()
+        self._accepted: WeakSet[asyncio.Transport] = WeakSet()
         self._closed = False
         self._inside: Counter[str] = Counter()
 
@@ -51,6 +56,7 @@ class Doorkeeper:
 
     def let_in(self, door: Door, transport: asyncio.Transport) -> None:
         """Start the handshake of one connection."""
+        self._accepted.add(transport)
         if self._closed:  # accepted at the moment when the server stopped
             transport.abort()
             return
@@ -61,6 +67,10 @@ class Doorkeeper:
         task = asyncio.get_running_loop().create_task(door.enter(transport))
         self._entering.add(task)
         task.add_done_callback(partial(self._entered, transport))
+
+    def forget(self, transport: asyncio.Transport) -> None:
+        """Somebody else closes this connection."""
+        self._accepted.discard(transport)
 
     def _entered(self, transport: asyncio.Transport, task: asyncio.Task[None]) -> None:
         self._entering.discard(task)
@@ -88,6 +98,18 @@ class Doorkeeper:
             return None
         self._inside[name.site] += 1
         return lambda: self._inside.subtract([name.site])
+
+    async def drain(self) -> None:
+        """Wait until all connections are closed: TLS says goodbye, and its peer may be slow to. Nobody is waited for
+        longer than GOODBYE_S."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GOODBYE_S
+        while open_ := [one for one in self._accepted if not one.is_closing()]:
+            if loop.time() >= deadline:
+                for one in open_:
+                    one.abort()
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(0)  # a transport that is closing gives up its socket in the loop's next step
 
     async def close(self) -> None:
         """End all handshakes that are under way, and let nobody in any more."""
@@ -145,6 +167,8 @@ class Door(asyncio.Protocol):
         if protocol is None:
             secured.close()
             return
+        if not isinstance(protocol, Watch):
+            self._keeper.forget(transport)  # the tunnels'
         secured.set_protocol(protocol)
         protocol.connection_made(secured)
         if self._early:

@@ -133,7 +133,11 @@ async def serve(app: web.Application, identity: Identity, host: str, port: int) 
     Any node of any site in the trust bundle may connect; handlers authorise (`allow`).
     """
     reception = Reception()
-    async with reception.answer(app), _open(reception, identity, host, port, None):
+    async with (
+        _keeper(Doorkeeper(identity, reception.protocol)) as keeper,
+        reception.answer(app),
+        _open(reception, keeper, host, port),
+    ):
         yield reception.port
 
 
@@ -147,15 +151,25 @@ async def listen(
     `tunnel` takes the connections with ALPN swarm-p2p; whoever made it closes it.
     """
     reception = Reception()
-    async with reception.answer(_lobby(reception)), _open(reception, identity, host, port, tunnel):
+    async with (
+        _keeper(Doorkeeper(identity, reception.protocol, tunnel)) as keeper,
+        reception.answer(_lobby(reception)),
+        _open(reception, keeper, host, port),
+    ):
         yield reception
 
 
 @asynccontextmanager
-async def _open(
-    reception: Reception, identity: Identity, host: str, port: int, tunnels: Tunnels | None
-) -> AsyncIterator[None]:
-    keeper = Doorkeeper(identity, reception.protocol, tunnels)
+async def _keeper(keeper: Doorkeeper) -> AsyncIterator[Doorkeeper]:
+    """At the end, when the applications have closed their connections, all are gone."""
+    try:
+        yield keeper
+    finally:
+        await keeper.drain()
+
+
+@asynccontextmanager
+async def _open(reception: Reception, keeper: Doorkeeper, host: str, port: int) -> AsyncIterator[None]:
     server = await _listen(keeper, host, port)
     try:
         reception.port = server.sockets[0].getsockname()[1]
