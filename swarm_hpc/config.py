@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
@@ -207,6 +207,10 @@ class SnConfig:
         positive(self, "lease_s")
 
 
+SAVE_TIMEOUT_S: Final = 20.0
+"""Default of program.save_timeout_s, and what a Slurm job has at least."""
+
+
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
 class ProgramConfig:
@@ -220,7 +224,7 @@ class ProgramConfig:
     """Environment variables added to SL's own."""
     log: str = ""
     """File that takes the program's output; empty passes it through."""
-    save_timeout_s: float = 20.0
+    save_timeout_s: float = SAVE_TIMEOUT_S
     """How long the program has to come to the end of a batch and to save its state when the node is told to leave."""
     stop_timeout_s: float = 10.0
     """How long the program has between SIGTERM and SIGKILL."""

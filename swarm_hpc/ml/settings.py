@@ -13,10 +13,9 @@ from typing import Any, Final, Required, TypedDict
 
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import LABEL, FinishMode, MergeMethod
+from swarm_hpc.sl.frames import SOCKET_VARIABLE, STATE_VARIABLE
 
-SOCKET_VARIABLE: Final = "SWARM_SL_SOCKET"
 LOOPBACK_VARIABLE: Final = "SWARM_LOOPBACK"
-STATE_VARIABLE: Final = "SWARM_STATE_DIR"
 
 
 class Arguments(TypedDict, total=False):

@@ -15,6 +15,10 @@ from swarm_hpc.errors import ProtocolError
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import FinishMode, MergeMethod, Platform, Progress, decode, encode
 
+SOCKET_VARIABLE: Final = "SWARM_SL_SOCKET"
+"""Environment variable in which the program finds the socket of its SL node."""
+STATE_VARIABLE: Final = "SWARM_STATE_DIR"
+"""Where the program keeps its own state, to go on with when its node comes back."""
 PREFIX_BYTES: Final = 4
 """Every frame starts with its length, big-endian."""
 LENGTH_BYTES: Final = 8

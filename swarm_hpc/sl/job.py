@@ -172,7 +172,7 @@ class Job:
                 if self.rank > 0:
                     await self._spread(Bye())
                 while not self._all_left():
-                    if self.broken is not None and self.patience_s is None and patience.when() is None:
+                    if self.broken is not None and patience.when() is None:
                         # a program that trains on, and asks for nothing, has this long to find out
                         patience.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     self._news.clear()

@@ -17,6 +17,7 @@ from swarm_hpc.records import NodeName
 from swarm_hpc.sl.departure import Departure
 from swarm_hpc.sl.entrance import Entrance, Following, Single, Speaking
 from swarm_hpc.sl.exchange import open_exchange
+from swarm_hpc.sl.frames import SOCKET_VARIABLE, STATE_VARIABLE
 from swarm_hpc.sl.job import Job, open_job
 from swarm_hpc.sl.listener import Connection, Listener, listen
 from swarm_hpc.sl.member import Member, load_instance
@@ -27,10 +28,6 @@ from swarm_hpc.sn.client import SnClient
 
 log = logging.getLogger(__name__)
 
-SOCKET_VARIABLE = "SWARM_SL_SOCKET"
-"""Environment variable in which the program finds the socket of its SL node."""
-STATE_VARIABLE = "SWARM_STATE_DIR"
-"""Where the program keeps its own state, to go on with when its node comes back."""
 RANK_VARIABLE = "SWARM_RANK"
 """Which rank of its job this program is: from 0; only with ranks=mpi, as the next one."""
 NUM_RANKS_VARIABLE = "SWARM_NUM_RANKS"

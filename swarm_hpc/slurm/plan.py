@@ -8,7 +8,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import ProgramConfig, RanksConfig, RanksKind, SiteConfig, SlConfig, SubmitConfig
+from swarm_hpc.config import SAVE_TIMEOUT_S, ProgramConfig, RanksConfig, RanksKind, SiteConfig, SlConfig, SubmitConfig
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.slurm.environment import Task
 
@@ -26,7 +26,6 @@ _ABOUT_SN: Final = """\
 """
 _RESERVE_S: Final = 60.0
 """Of the warning, for Slurm, which sends it up to 30 s late, and for the end of the program."""
-_LEAST_SAVE_S: Final = 20.0
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -173,6 +172,6 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
                 "SCRATCH_DIR": str(folder),
             },
             log=str(folder / "ml.log"),
-            save_timeout_s=max(_LEAST_SAVE_S, site.warning_s - _RESERVE_S),
+            save_timeout_s=max(SAVE_TIMEOUT_S, site.warning_s - _RESERVE_S),
         ),
     )

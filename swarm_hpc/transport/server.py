@@ -133,11 +133,7 @@ async def serve(app: web.Application, identity: Identity, host: str, port: int) 
     Any node of any site in the trust bundle may connect; handlers authorise (`allow`).
     """
     reception = Reception()
-    async with (
-        _keeper(Doorkeeper(identity, reception.protocol)) as keeper,
-        reception.answer(app),
-        _open(reception, keeper, host, port),
-    ):
+    async with _open(reception, app, Doorkeeper(identity, reception.protocol), host, port):
         yield reception.port
 
 
@@ -151,32 +147,26 @@ async def listen(
     `tunnel` takes the connections with ALPN swarm-p2p; whoever made it closes it.
     """
     reception = Reception()
-    async with (
-        _keeper(Doorkeeper(identity, reception.protocol, tunnel)) as keeper,
-        reception.answer(_lobby(reception)),
-        _open(reception, keeper, host, port),
-    ):
+    async with _open(reception, _lobby(reception), Doorkeeper(identity, reception.protocol, tunnel), host, port):
         yield reception
 
 
 @asynccontextmanager
-async def _keeper(keeper: Doorkeeper) -> AsyncIterator[Doorkeeper]:
-    """At the end, when the applications have closed their connections, all are gone."""
+async def _open(
+    reception: Reception, app: web.Application, keeper: Doorkeeper, host: str, port: int
+) -> AsyncIterator[None]:
+    """Listen, with `app` as the first application; at the end no connection is left."""
     try:
-        yield keeper
+        async with reception.answer(app):
+            server = await _listen(keeper, host, port)
+            try:
+                reception.port = server.sockets[0].getsockname()[1]
+                yield
+            finally:
+                await stop(server)
+                await keeper.close()
     finally:
         await keeper.drain()
-
-
-@asynccontextmanager
-async def _open(reception: Reception, keeper: Doorkeeper, host: str, port: int) -> AsyncIterator[None]:
-    server = await _listen(keeper, host, port)
-    try:
-        reception.port = server.sockets[0].getsockname()[1]
-        yield
-    finally:
-        await stop(server)
-        await keeper.close()
 
 
 def _send_away(runner: web.AppRunner) -> None:

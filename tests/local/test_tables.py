@@ -20,7 +20,8 @@ from swarm_hpc.records import (
     ValidatorStatus,
 )
 from swarm_hpc.sl.verify import Finding
-from swarm_hpc.slurm.job import Cause, Job
+from swarm_hpc.slurm.job import Cause
+from tests.slurm.conftest import JOB
 
 
 def shown(show, value):
@@ -134,31 +135,13 @@ def test_the_sites_are_shown_with_those_that_ask():
     assert "│ alpha │ alpha:1 │ asks with other keys │" in text
 
 
-JOB = Job(
-    id="12",
-    name="swarm-digits",
-    user="ada",
-    partition="gpu",
-    state="RUNNING",
-    reason="",
-    nodes="n1",
-    num_nodes=1,
-    num_tasks=1,
-    num_gpus=2,
-    queued_s=9.0,
-    ran_s=1800.0,
-    num_restarts=1,
-    exit_code=0,
-    requeued_after=Cause.PREEMPTION,
-)
-
-
 def test_a_job_says_why_it_is_where_it_is_and_what_it_has_used():
-    text = shown(tables.show_jobs, [JOB])
+    job = replace(JOB, requeued_after=Cause.PREEMPTION, ran_s=1800.0)
+    text = shown(tables.show_jobs, [job])
     assert "started again after preemption" in text
     assert " 1.00* " in text
     assert "* since the latest start" in text
-    summed = shown(tables.show_jobs, [replace(JOB, earlier_gpu_s=3600.0)])
+    summed = shown(tables.show_jobs, [replace(job, earlier_gpu_s=3600.0)])
     assert " 2.00 " in summed
     assert "*" not in summed
 

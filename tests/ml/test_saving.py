@@ -9,33 +9,15 @@ import numpy as np
 import pytest
 
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.kernels.plan import TensorSpec
-from swarm_hpc.ml.callback import EXIT_CODE, Scores, Training
+from swarm_hpc.ml.callback import EXIT_CODE, Training
 from swarm_hpc.ml.saving import Step, Store
 from swarm_hpc.ml.settings import check
-from swarm_hpc.records import Platform
 from swarm_hpc.sl.frames import Saved, SyncRequest
+from tests.ml import test_callback
 
-NOTHING = Scores()
 
-
-class Vector:
-    platform = Platform.PYTORCH
-
-    def __init__(self):
-        self.value = np.zeros(3, np.float32)
-
-    def describe(self):
-        return (TensorSpec("v", "F32", (3,)),), {}
-
-    def write(self, arena):
-        arena.array("v")[:] = self.value
-
-    def read(self, arena):
-        self.value = arena.array("v").copy()
-
-    def validate(self):
-        return Scores(loss=1.0)
+class Vector(test_callback.Vector):
+    """It can be kept."""
 
     def save(self, folder):
         np.save(folder / "v.npy", self.value)
@@ -62,7 +44,7 @@ def train(sl, tmp_path):
 def step(training, model, count=1):
     for _ in range(count):
         model.value += 1
-        training.batch_end(NOTHING)
+        training.batch_end(test_callback.NOTHING)
 
 
 def leave(call, *args):
@@ -76,7 +58,7 @@ def test_told_between_two_merges_it_saves_at_the_end_of_the_batch(sl, train, tmp
     training = train(model)
     training.begin()
     step(training, model, 4)
-    training.epoch_end(0, NOTHING)
+    training.epoch_end(0, test_callback.NOTHING)
     sl.ask_to_leave()
     leave(step, training, model)
     assert len(sl.asked(Saved)) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from swarm_hpc.slurm.job import Cause
 from swarm_hpc.slurm.joblog import choose_cause, find_cause, parse, read_end
-from tests.slurm.test_sacct import JOB
+from tests.slurm.conftest import JOB
 
 REQUEUED = """\
 srun: Job step aborted: Waiting up to 7 seconds for job step to finish.

@@ -15,12 +15,10 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def alpha(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
-    """This process is on alpha's login node."""
+def alpha(alpha: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    """This process is on alpha's login node, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    for key, value in slurm_clusters["alpha"].env.items():
-        monkeypatch.setenv(key, value)
-    return slurm_clusters["alpha"]
+    return alpha
 
 
 def sbatch(cluster: Cluster, *words: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from swarm_hpc.errors import ProtocolError
 from swarm_hpc.slurm.job import Cause, Job
 from swarm_hpc.slurm.sacct import complete, forgotten, parse
+from tests.slurm.conftest import JOB
 
 NOW = 20000.0
 TRES = "billing=4,cpu=4,gres/gpu=2,mem=8G,node=1"
@@ -19,22 +20,6 @@ NODE_FAIL = f"12|NODE_FAIL|ada|gpu|4612|4700|6500|1800|1|{TRES}|1:0|None|n2|1-00
 RUNNING = f"12|RUNNING|ada|gpu|6502|6600|Unknown|13400|1|{TRES}|0:0|None|n1|1-00:00:00|swarm-digits"
 CANCELLED = f"12|CANCELLED by 1000|ada|gpu|6502|6600|10200|3600|1|{TRES}|0:15|None|n1|1-00:00:00|swarm-digits"
 PENDING = "12|PENDING|ada|gpu|6502|Unknown|Unknown|0|1||0:0|Resources|None assigned|1-00:00:00|swarm-digits"
-JOB = Job(
-    id="12",
-    name="swarm-digits",
-    user="ada",
-    partition="gpu",
-    state="RUNNING",
-    reason="",
-    nodes="n1",
-    num_nodes=1,
-    num_tasks=1,
-    num_gpus=2,
-    queued_s=98.0,
-    ran_s=3600.0,
-    num_restarts=2,
-    exit_code=0,
-)
 
 
 # What a real one said of a job at four moments.

@@ -35,14 +35,6 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def alpha(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """This process is on alpha's login node."""
-    for key, value in slurm_clusters["alpha"].env.items():
-        monkeypatch.setenv(key, value)
-    return slurm_clusters["alpha"]
-
-
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = cli.main(words)
     said = capsys.readouterr()

@@ -184,14 +184,8 @@ def test_a_contract_that_the_user_names_is_left_as_it_is(
 
 @pytest.mark.slurm
 def test_a_sweep_is_in_the_queue_as_one_job_per_contract(
-    capsys: pytest.CaptureFixture[str],
-    profiles: str,
-    slurm_clusters: dict[str, Cluster],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
 ) -> None:
-    alpha = slurm_clusters["alpha"]
-    for key, value in alpha.env.items():
-        monkeypatch.setenv(key, value)
     code, out, err = submit(capsys, profiles, "-m", "merge=mean,geomedian", "site.sbatch=[--hold]", "--json")
     assert code == 0, err
     made = json.loads(out)
@@ -205,14 +199,8 @@ def test_a_sweep_is_in_the_queue_as_one_job_per_contract(
 
 @pytest.mark.slurm
 def test_a_sweep_is_followed_until_its_last_job_is_over(
-    capsys: pytest.CaptureFixture[str],
-    profiles: str,
-    slurm_clusters: dict[str, Cluster],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
 ) -> None:
-    alpha = slurm_clusters["alpha"]
-    for key, value in alpha.env.items():
-        monkeypatch.setenv(key, value)
     program = Path("program").absolute()
     program.write_text('#!/bin/bash\n[[ "$*" = *seed=2* ]] && exit 7\nexit 0\n')
     program.chmod(0o755)

@@ -17,14 +17,6 @@ from tests.lab.slurm import Cluster
 pytestmark = pytest.mark.slurm
 
 
-@pytest.fixture
-def alpha(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """This process is on alpha's login node."""
-    for key, value in slurm_clusters["alpha"].env.items():
-        monkeypatch.setenv(key, value)
-    return slurm_clusters["alpha"]
-
-
 def test_a_job_that_is_not_over_in_time_goes_on_by_itself(alpha: Cluster) -> None:
     job = alpha.run("sbatch", "--parsable", "--hold", "--job-name=swarm-held", "--wrap=true")
     seen = []
