@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO ?= experiment=digits
 PYTEST_ARGS ?=
 
-.PHONY: help setup geth slurm demo test test-fast test-slow lint format bench contracts proto clean
+.PHONY: help setup geth slurm apptainer demo test test-fast test-slow lint format bench contracts proto clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,18 +20,22 @@ geth: setup  ## build geth and CometBFT into a cache folder outside the checkout
 slurm:  ## install the Slurm that tests start (Debian, Ubuntu; as root or with sudo)
 	@scripts/install_slurm.sh
 
+apptainer:  ## give this host an Apptainer without setuid, in a cache folder outside the checkout (Debian; 20 MB)
+	@scripts/install_apptainer.sh
+
 demo: setup  ## a whole swarm of four sites on this host, on real data (DEMO="experiment=thyroid" for the other one)
 	@$(BIN)/swarm-hpc local $(DEMO)
 
 test: test-fast test-slow  ## all tests
 
 test-fast: setup  ## the tests that answer in under a minute (on every core)
-	$(BIN)/python -m pytest -n auto -m "not slow and not system and not geth and not slurm" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow and not system and not geth and not slurm and not apptainer" $(PYTEST_ARGS)
 
-test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow, real ledger nodes, real Slurm
+test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow, real ledger nodes, Slurm, Apptainer
 	@scripts/install_ledger_tools.sh --optional --for-tests
 	@scripts/install_slurm.sh --optional
-	$(BIN)/python -m pytest -m "slow or system or geth or slurm" $(PYTEST_ARGS)
+	@scripts/install_apptainer.sh --optional
+	$(BIN)/python -m pytest -m "slow or system or geth or slurm or apptainer" $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import layers
 	$(BIN)/ruff check .

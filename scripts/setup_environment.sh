@@ -54,6 +54,6 @@ fi
 echo "setup: installing packages into .venv (about 5 GB; one to several minutes the first time)" >&2
 # --system-certs: institutions often have a proxy with a CA of their own.
 .venv/bin/uv pip install --quiet --system-certs --python .venv/bin/python --constraint constraints.txt \
-    --editable '.[keras,mpi,demo,dev]'
+    --editable '.[pytorch,keras,mpi,demo,dev]'
 rm -f .venv/installed-*
 touch "$stamp"

@@ -26,8 +26,10 @@ from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
 from swarm_hpc.sn.programs import find_program
+from tests.lab.apptainer import find_apptainer
 from tests.lab.namespaces import find_namespaces
 from tests.lab.slurm import Cluster, clusters, find_slurm
+from tests.lab.unprivileged import Unprivileged, find_unprivileged, ordinary_user
 
 TRUST_DOMAIN = "swarm.test"
 
@@ -63,6 +65,7 @@ def find_mpiexec() -> list[str] | str:
 NEEDS: dict[str, Callable[[], object | str]] = {
     "geth": find_ledger_programs,
     "slurm": find_slurm,
+    "apptainer": find_apptainer,
     "mpi": find_mpiexec,
     "netns": find_namespaces,
 }
@@ -96,6 +99,24 @@ def slurm_clusters() -> Iterator[dict[str, Cluster]]:
     """The real Slurm clusters of sites alpha and beta, for tests marked `slurm`. Leave no job behind."""
     with clusters("alpha", "beta") as up:
         yield up
+
+
+@pytest.fixture(scope="session")
+def apptainer() -> Path:
+    """The real Apptainer, for tests marked `apptainer`."""
+    found = find_apptainer()
+    if isinstance(found, str):
+        cannot_run(found)
+    return found
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Unprivileged]:
+    """An ordinary user: this process's, or another one where this is root's."""
+    if reason := find_unprivileged():
+        cannot_run(reason)
+    with ordinary_user() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

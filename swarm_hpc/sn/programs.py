@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from swarm_hpc.cache import cache_folder
 from swarm_hpc.errors import ConfigError
 
 Version = tuple[int, int, int]
@@ -66,7 +67,7 @@ def find_program(name: str, configured: str, env: Mapping[str, str]) -> Path:
     """Absolute path of `geth` or `cometbft`, whose version has been asked for and is accepted.
 
     Looked at in this order: `configured` (the setting ledger.<name>), GETH_BINARY or COMETBFT_BINARY, what `make geth`
-    left in `cache_folder`, PATH. The first that is there decides: one that cannot be used is an error, never passed
+    left in the cache folder, PATH. The first that is there decides: one that cannot be used is an error, never passed
     over in silence. Nothing is remembered between calls; a call runs the program once, within 30 s.
     ConfigError names what was found, which version is wanted, and the remedy.
     """
@@ -74,21 +75,14 @@ def find_program(name: str, configured: str, env: Mapping[str, str]) -> Path:
     candidate = next(_candidates(program, configured, env), None)
     if candidate is None:
         raise ConfigError(
-            f"{program}: not found by the setting ledger.{program}, {_variable(program)}, in {cache_folder(env)} "
-            f"or on PATH; wanted is {_WANTED[program]}: run `make geth` or set ledger.{program}=/path/to/{program}"
+            f"{program}: not found by the setting ledger.{program}, {_variable(program)}, "
+            f"in {cache_folder(env) / 'bin'} or on PATH; wanted is {_WANTED[program]}: "
+            f"run `make geth` or set ledger.{program}=/path/to/{program}"
         )
     version = _version(program, candidate, env)
     if version not in _WANTED[program]:
         raise _unusable(program, candidate, f"is version {_text(version)}")
     return candidate.path
-
-
-def cache_folder(env: Mapping[str, str]) -> Path:
-    """Where `make geth` (scripts/install_ledger_tools.sh) puts the programs, as <name>-<version>."""
-    if own := env.get("SWARM_HPC_CACHE"):
-        return Path(own).absolute() / "bin"
-    home = Path(env["HOME"]) if env.get("HOME") else Path.home()
-    return Path(env.get("XDG_CACHE_HOME") or home / ".cache").absolute() / "swarm-hpc" / "bin"
 
 
 def _candidates(program: LedgerProgram, configured: str, env: Mapping[str, str]) -> Iterator[_Candidate]:
@@ -100,7 +94,7 @@ def _candidates(program: LedgerProgram, configured: str, env: Mapping[str, str])
         )
     if named := env.get(variable):
         yield _Candidate(Path(named).absolute(), variable, f"correct {variable}, or unset it and run `make geth`")
-    if cached := _newest_cached(program, cache_folder(env)):
+    if cached := _newest_cached(program, cache_folder(env) / "bin"):
         yield _Candidate(
             cached, "built by `make geth`", f"delete it and run `make geth`, or set {setting}=/path/to/{program}"
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from swarm_hpc.config import ConnectionConfig, RoundConfig
+from swarm_hpc.config import ConnectionConfig, JobConfig, RoundConfig
 from swarm_hpc.errors import SwarmError, TrainingOver
 from swarm_hpc.identity import certs
 from swarm_hpc.kernels.arena import Arena
@@ -253,7 +253,7 @@ class _Node:
         )
         contract = await enter(sn, member, spec, LAYOUT)
         with Arena.create(LAYOUT) as arena:
-            part = Part(arena=arena, weight=1, rules=self._rules, used_cpu_s=lambda: 0.0)
+            part = Part(arena=arena, weight=1, rules=self._rules, job=JobConfig(), used_cpu_s=lambda: 0.0)
             training = self._training = Training(sn, member, GatewayExchange(sn, None), contract, part)
             member.rejoin = training.rejoin
             await training.resume()

@@ -1,14 +1,15 @@
 """Real Slurm clusters on this host: per site a munge with its own key, a slurmctld and two slurmd. No systemd, no root.
 
 The daemons are our children: they end with the lab, and with the test's process should that be killed. Jobs run as
-whoever runs the tests; all nodes of a site share this host's name and /tmp. Sites share its network, too, unless they
-are given launchers that lead into others.
+whoever runs the tests, unless a launcher leads to another user; all nodes of a site share this host's name and /tmp.
+Sites share its network, too, unless they are given launchers that lead into others.
 """
 
 from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -100,6 +101,8 @@ class Cluster:
     """Of slurmctld, and of the nodes in their order."""
     launcher: Sequence[str] = ()
     """The first words of whatever runs at the site: its daemons, and commands on its login node."""
+    user: str = field(default_factory=getpass.getuser)
+    """Whom the launcher leads to: the daemons' user, and the only one who can have jobs."""
     daemons: dict[str, Process] = field(default_factory=dict, repr=False)
 
     @property
@@ -198,7 +201,7 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """End every job; returns when nothing of any is left."""
-        self.run("scancel", f"--user={getpass.getuser()}")
+        self.run("scancel", f"--user={self.user}")
         squeue = ("squeue", "--noheader", "--format=%A %T %R")
         until(lambda: not self.run(*squeue), f"the jobs of {self.site} to end", END_S, lambda: self.run(*squeue))
         until(lambda: not self.processes_of(), "their processes to end", END_S, lambda: str(self.processes_of()))
@@ -211,8 +214,13 @@ class Cluster:
 
 
 @contextmanager
-def clusters(*sites: str, launchers: Mapping[str, Sequence[str]] | None = None) -> Iterator[dict[str, Cluster]]:
-    """A cluster per site, all nodes idle; at the end every job is cancelled and every daemon stopped."""
+def clusters(
+    *sites: str, launchers: Mapping[str, Sequence[str]] | None = None, user: str = ""
+) -> Iterator[dict[str, Cluster]]:
+    """A cluster per site, all nodes idle; at the end every job is cancelled and every daemon stopped.
+
+    `user`: whom the launchers lead to, if that is another one than the tests'.
+    """
     # Short: slurmd makes Unix sockets there.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     ports = iter(_free_ports(len(sites) * (1 + NUM_NODES)))
@@ -221,7 +229,8 @@ def clusters(*sites: str, launchers: Mapping[str, Sequence[str]] | None = None) 
             up = {}
             for site in sites:
                 its_ports = [next(ports) for _ in range(1 + NUM_NODES)]
-                cluster = Cluster(site, folder / site, its_ports, (launchers or {}).get(site, ()))
+                launcher = (launchers or {}).get(site, ())
+                cluster = Cluster(site, folder / site, its_ports, launcher, user or getpass.getuser())
                 up[site] = stack.enter_context(_running(cluster))
             yield up
     finally:
@@ -231,6 +240,7 @@ def clusters(*sites: str, launchers: Mapping[str, Sequence[str]] | None = None) 
 @contextmanager
 def _running(cluster: Cluster) -> Iterator[Cluster]:
     _write_conf(cluster)
+    hand_over(cluster.folder, cluster.user)  # munged insists on that
     try:
         _start_munge(cluster)
         cluster.start("slurmctld", "slurmctld", "-D", "-f", cluster.folder / "slurm.conf")
@@ -258,7 +268,7 @@ def _write_conf(cluster: Cluster) -> None:
             host=host,
             port=cluster.ports[0],
             folder=folder,
-            user=getpass.getuser(),
+            user=cluster.user,
             nodes="\n".join(nodes),
         )
     )
@@ -266,13 +276,21 @@ def _write_conf(cluster: Cluster) -> None:
     gres = f"NodeName={cluster.site}[1-{NUM_NODES}] Name=gpu File=/dev/{{}} Flags=nvidia_gpu_env\n"
     (folder / "gres.conf").write_text("".join(gres.format(device) for device in ("null", "zero")))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n")
+    key = folder / "munge" / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
+
+
+def hand_over(folder: Path, user: str) -> None:
+    """Everything there belongs to the user from now on; nothing changes where that is who runs the tests."""
+    if user != getpass.getuser():
+        ids = pwd.getpwnam(user)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, ids.pw_uid, ids.pw_gid, follow_symlinks=False)
 
 
 def _start_munge(cluster: Cluster) -> None:
     folder = cluster.folder / "munge"
-    key = folder / "key"
-    key.touch(mode=0o600)
-    key.write_bytes(os.urandom(128))
     files = [f"--{name}-file={folder / name}" for name in ("key", "log", "pid", "seed")]
     process = cluster.start("munged", "munged", "--foreground", f"--socket={folder / 'socket'}", *files)
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from swarm_hpc.cache import cache_folder
 from swarm_hpc.sn.abci import MAX_AHEAD_S
 from swarm_hpc.sn.contracts import TICKS_PER_S
-from swarm_hpc.sn.programs import cache_folder
 from tests.conftest import cannot_run
 from tests.lab.geth import GethNetwork
 from tests.system.geth.conftest import trained
@@ -20,7 +20,7 @@ AHEAD_S = {"gamma": 30.0, "delta": -30.0}
 @pytest.fixture(scope="module")
 def shifted_cometbft() -> str:
     """A CometBFT whose clock is wrong by SWARM_HPC_CLOCK_SHIFT_S."""
-    found = sorted(cache_folder(os.environ).glob("cometbft-shifted-*"))
+    found = sorted((cache_folder(os.environ) / "bin").glob("cometbft-shifted-*"))
     if not found:
         cannot_run("no CometBFT with a clock that can be set off: scripts/install_ledger_tools.sh --for-tests")
     return str(found[-1])
