@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.records import LABEL, MergeMethod, NodeName, Platform
+from swarm_hpc.records import IMAGE_DIGEST, LABEL, MergeMethod, NodeName, Platform
 
 T = TypeVar("T")
 # Numbers become text where text is wanted: experiment.env.EPOCHS=5 is a number to hydra.
@@ -35,6 +35,21 @@ class RanksKind(StrEnum):
 
     SINGLE = "single"
     MPI = "mpi"
+
+
+class ContainerKind(StrEnum):
+    """Whether programs run as they are, or in containers."""
+
+    NONE = "none"
+    APPTAINER = "apptainer"
+
+
+class SlPlace(StrEnum):
+    """With container=apptainer: where the SL node itself runs. Its program is in a container in any case."""
+
+    HOST = "host"
+    CONTAINER = "container"
+    """In a container of its own, made from the same image."""
 
 
 class LedgerKind(StrEnum):
@@ -140,9 +155,12 @@ class RoundConfig:
     """How long a leader has to publish before another participant may take over."""
     max_wait_s: float = 86400.0
     """How long a node waits for its peers in one round before it gives up."""
+    image: str = ""
+    """Digest (sha256:...) of the container image that every participant's program must run in; empty: any, or none."""
 
     def __post_init__(self) -> None:
         label(self, "contract")
+        image_digest(self, "image")
         at_least(self, 1, "min_peers", "leader_timeout_s")
         at_least(self, 0, "quorum_wait_s")
         positive(self, "max_wait_s")
@@ -218,6 +236,9 @@ class ProgramConfig:
 
     command: list[str]
     """Program and arguments; empty runs SL alone, for a program that is started by hand."""
+    launcher: list[str] = field(default_factory=list)
+    """Words before the command that start it, such as [numactl, --localalloc]. In them `{channel}` is the folder of
+    SL's socket, and `{state}` the folder of what the program saves."""
     cwd: str = "."
     """Working directory of the program."""
     env: dict[str, str] = field(default_factory=dict)
@@ -250,6 +271,78 @@ class RanksConfig:
 
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
+class ContainerConfig:
+    """Containers that programs run in. All but `kind` are for container=apptainer."""
+
+    kind: ContainerKind = ContainerKind.NONE
+    image: str = ""
+    """Image of the ML program, and of SL where that is in a container: the path of a SIF file or of a sandbox folder,
+    or the name of one in image_dir. Empty: sl-pytorch or sl-keras, by the platform of the experiment."""
+    sn_image: str = "sn"
+    """swarm-hpc local: image of the SNs."""
+    image_dir: str = ""
+    """Folder of the images that have names; empty: the one where `swarm-hpc image build` leaves them."""
+    sl: SlPlace = SlPlace.CONTAINER
+    """host: SL runs on the node itself. container: in a container of its own."""
+    binds: list[str] = field(default_factory=list)
+    """Further folders and files that the ML program sees, as SOURCE, SOURCE:TARGET or SOURCE:TARGET:rw; read-only
+    without rw."""
+    public_key: str = ""
+    """PEM file: only images that are signed with its private key are started; empty: any."""
+    apptainer: str = ""
+    """Path of apptainer; empty looks for it in PATH and in the cache of `make apptainer`."""
+
+    def __post_init__(self) -> None:
+        one_line(self)
+
+    def of(self, platform: Platform) -> ContainerConfig:
+        """With the image for programs of that platform, where none is given."""
+        return replace(self, image=self.image or f"sl-{platform}")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class JobConfig:
+    """What this node is run by and with, for the ledger's record of each check-in."""
+
+    id: str = ""
+    """ID of the job; empty where there is none."""
+    image: str = ""
+    """Digest (sha256:...) of the container image that the ML program runs in; empty: none, or a sandbox."""
+    num_gpus: int = 0
+    """How many GPUs the job holds: their time is counted, used or not."""
+
+    def __post_init__(self) -> None:
+        image_digest(self, "image")
+        at_least(self, 0, "num_gpus")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class ImageConfig:
+    """`swarm-hpc image`: building and keeping container images."""
+
+    image_dir: str = ""
+    """Folder of the images; empty: the folder images in the cache folder."""
+    apptainer: str = ""
+    """Path of apptainer; empty looks for it in PATH and in the cache of `make apptainer`."""
+    base: str = "debian"
+    """What images are built on. debian: this host's own Debian or Ubuntu, from the mirror that its apt uses. registry:
+    the python image of a registry. Else the path of an image with Python 3.11-3.13."""
+    level: int = 1
+    """Compression (zstd) of SIF files, 1-22: 1 packs quickly, more than 3 hardly makes them smaller."""
+    timeout_s: float = 3600.0
+    """The longest that one step of a build may take."""
+
+    def __post_init__(self) -> None:
+        one_line(self)
+        positive(self, "timeout_s")
+        if not 1 <= self.level <= 22:
+            raise ConfigError(f"level: {self.level} is outside 1-22")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
 class SlConfig:
     """`swarm-hpc sl`: a swarm learning node beside one ML program."""
 
@@ -269,6 +362,8 @@ class SlConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    job: JobConfig = field(default_factory=JobConfig)
     program: ProgramConfig
 
     def __post_init__(self) -> None:
@@ -310,10 +405,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         label(self, "name")
 
-    def fill(self, words: Sequence[str], examples: Path) -> list[str]:
-        """`prepare` or `train` as it is run here."""
+    def fill(self, words: Sequence[str], examples: Path, python: str = sys.executable) -> list[str]:
+        """`prepare` or `train` as it is run here, or with another interpreter and other examples: a container's."""
         filled = [word.replace("{examples}", str(examples)) for word in words]
-        return [sys.executable if word == "python" else word for word in filled]
+        return [python if word == "python" else word for word in filled]
 
 
 @with_config(_STRICT)
@@ -338,6 +433,7 @@ class LocalConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "sites")
@@ -441,6 +537,7 @@ class SubmitConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def __post_init__(self) -> None:
         positive(self, "poll_s", "wait_s")
@@ -502,6 +599,13 @@ def label(settings: object, key: str) -> None:
     """Refuse names that could not stand on the ledger, in a URL and in a file name."""
     if not LABEL.fullmatch(getattr(settings, key)):
         raise ConfigError(f"{key}: {getattr(settings, key)!r}: use letters, digits, '.', '_', '-', at most 63")
+
+
+def image_digest(settings: object, key: str) -> None:
+    """Refuse what is no digest of an image, nor empty."""
+    value = getattr(settings, key)
+    if value and not IMAGE_DIGEST.fullmatch(value):
+        raise ConfigError(f"{key}: {value!r} is no image's digest: sha256: and 64 hex digits (swarm-hpc image list)")
 
 
 def one_line(settings: object) -> None:

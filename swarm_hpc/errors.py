@@ -41,6 +41,9 @@ SwarmError
 │   ├── JobRefused              Slurm does not take the job                                  exit 2
 │   ├── JobFailed               a job ended other than by finishing its work
 │   └── NotInJob                this process is no task of a Slurm job                       exit 2
+├── ContainerError              Apptainer cannot do what it was asked for
+│   ├── ImageNotFound           no such image                                                exit 2
+│   └── ImageRefused            an image is not the one that is wanted: digest or signature  exit 3
 ├── MergeError                  inputs that cannot be merged (weights, counts)
 └── ProgramFailed               the ML program ended with an error
 """
@@ -262,6 +265,24 @@ class NotInJob(SlurmError):
     """The process is no task of a Slurm job, although it was asked to be one."""
 
     exit_code = 2
+
+
+class ContainerError(SwarmError):
+    """Apptainer could not do what it was asked for; the message has what it said."""
+
+
+class ImageNotFound(ContainerError):
+    """There is no such image; the message says where it was looked for, and which there are."""
+
+    exit_code = 2
+    http_status = 404
+
+
+class ImageRefused(ContainerError):
+    """An image is not the one that is wanted: another digest, no signature, or not by the key that is trusted."""
+
+    exit_code = 3
+    http_status = 409
 
 
 class MergeError(SwarmError):

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from swarm_hpc.errors import ProgramFailed, TimedOut
@@ -25,7 +27,8 @@ class Process:
     """One child process, with its output in a log file. Whoever starts it stops it."""
 
     name: str
-    log: Path
+    log: Path | None
+    """File with its output; None: it goes where ours does."""
     popen: subprocess.Popen[bytes]
 
     @classmethod
@@ -34,26 +37,34 @@ class Process:
         name: str,
         command: Sequence[str],
         *,
-        log: Path,
+        log: Path | None,
         env: Mapping[str, str] | None = None,
+        without: tuple[str, ...] = (),
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Process:
-        """Start `command` in a process group of its own; output is added to `log`, `env` to our own environment.
+        """Start `command` in a session of its own; output is added to `log` (None: passed through), `env` to our own
+        environment, but for variables that begin with one of `without`.
 
         Call from a thread that lives as long as the child may: the kernel kills the child when that thread ends.
         ProgramFailed when there is no such program.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        own = {key: value for key, value in os.environ.items() if not key.startswith(without)}  # handed on, not read
+        with ExitStack() as stack:
+            output = None
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(log.open("ab"))
             try:
                 popen = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **(env or {})},  # handed on, not read: nothing here depends on it
+                    stderr=subprocess.STDOUT if output else None,
+                    env={**own, **(env or {})},
                     cwd=cwd,
                     start_new_session=True,
+                    pass_fds=pass_fds,
                     preexec_fn=_die_with(os.getpid()),
                 )
             except OSError as exc:
@@ -67,6 +78,8 @@ class Process:
 
     def tail(self, num_lines: int = 3) -> str:
         """The last lines of the log that say anything, on one line."""
+        if self.log is None:
+            return "its output is above"
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 8192))
@@ -79,16 +92,16 @@ class Process:
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             said = self.tail().rpartition("swarm-hpc: ")[2]  # our own commands end with what is wrong
-            raise ProgramFailed(f"{self.name} {how}: {said} (log: {self.log})")
+            where = f" (log: {self.log})" if self.log else ""
+            raise ProgramFailed(f"{self.name} {how}: {said}{where}")
 
     def signal(self, number: int) -> None:
         """Send a signal to the process itself; no-op when it has ended."""
         self.popen.send_signal(number)
 
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the process and all it started; no-op when none is left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, number)
+    def kill_all(self) -> None:
+        """SIGKILL for the process and all it started; no-op when none is left."""
+        kill_session(self.popen.pid)
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -102,6 +115,16 @@ def _die_with(parent: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return bind
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILL for all processes of the session that this process has begun, groups of their own included: Apptainer's
+    squashfuse_ll has one."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # the command in parentheses may hold anything; the session is field 6
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == leader:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def wait(processes: Sequence[Process], timeout_s: float, *, every: Callable[[], None] | None = None) -> None:
@@ -135,5 +158,23 @@ def stop(processes: Sequence[Process], grace_s: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(max(0.0, deadline - time.monotonic()))
     for process in processes:
-        process.signal_group(signal.SIGKILL)  # also what a process left behind in its group
+        process.kill_all()  # also what a process left behind in its session
         process.popen.wait()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end us as Ctrl-C does, by KeyboardInterrupt; a second one does not disturb the ending."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """What a site, node, contract or task may be called: letters, digits, dot, underscore, hyphen; at most 63."""
+IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+"""How a container image is named beyond doubt: the SHA-256 of its SIF file."""
 
 
 class Kind(StrEnum):
@@ -159,7 +161,7 @@ class ContractSpec:
     model: str
     """BLAKE3 of the model's layout: the names, dtypes and shapes of its tensors (64 hex digits)."""
     image: str = ""
-    """SHA-256 of the container image that participants must run, or empty."""
+    """Digest (sha256:...) of the container image that participants must run, or empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +189,13 @@ class Resources:
     """What a node used since its last check-in, and where."""
 
     job: str = ""
+    """ID of its Slurm job, or empty."""
     image: str = ""
+    """Digest (sha256:...) of the container image that its program runs in, or empty."""
     cpu_s: float = 0.0
+    """CPU time of its program."""
     gpu_s: float = 0.0
+    """Time of the GPUs that its job held, used or not: their number times the seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,9 +76,8 @@ def _settings_text(name: str) -> str:
         f"  {group}={'|'.join(choices_of(group))}  (if not given: {choice}; settings in {CONF / group})"
         for group, choice in groups_of(name).items()
     ]
-    return "\n".join(
-        [f"settings and their defaults, ??? where there is none ({file}):", *lines, "", "groups of settings:", *groups]
-    )
+    parts = [f"settings and their defaults, ??? where there is none ({file}):", *lines]
+    return "\n".join(parts + (["", "groups of settings:", *groups] if groups else []))
 
 
 def _details_text(choice: str) -> str:
