@@ -7,6 +7,7 @@ import asyncio
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, settings_arguments
+from swarm_hpc.cli.containers import run_sl
 from swarm_hpc.cli.programs import find_programs
 from swarm_hpc.cli.recover import VERB, recover, recover_arguments
 from swarm_hpc.cli.settings import load
@@ -34,12 +35,14 @@ def _sn(options: argparse.Namespace) -> int:
 
 
 def _sl(options: argparse.Namespace) -> int:
-    from swarm_hpc.config import SlConfig
+    from swarm_hpc.config import ContainerKind, SlConfig
 
     config = task_settings(options) if options.task else load(SlConfig, "sl", options.words, options.config_dir)
+    logs.start(config.name, options.log_level)
+    if config.container.kind is ContainerKind.APPTAINER:
+        return run_sl(config)
     from swarm_hpc.sl import node
 
-    logs.start(config.name, options.log_level)
     asyncio.run(node.run(config))
     return 0
 

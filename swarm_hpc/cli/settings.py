@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
     words = list(overrides)
     if config_dir:
         folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise ConfigError(f"--config-dir: {config_dir} is not a folder")
+        if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - raises nothing
+            raise ConfigError(f"--config-dir: {config_dir} is not a folder that can be read")
         words.append(f"hydra.searchpath=['file://{_quoted(str(folder))}']")
     if text := _wrong_word(name, overrides, config_dir):
         raise ConfigError(text)

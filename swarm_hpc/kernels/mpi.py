@@ -25,7 +25,7 @@ try:
     mpi4py.rc.initialize = False
     mpi4py.rc.finalize = False
     from mpi4py import MPI
-except ImportError as exc:
+except (ImportError, RuntimeError) as exc:  # mpi4py of a wheel looks for a library only now
     raise ConfigError(
         f"ranks=mpi: mpi4py or its MPI library cannot be loaded ({exc}); install swarm-hpc[mpi], or load the site's MPI"
     ) from exc

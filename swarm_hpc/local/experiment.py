@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from swarm_hpc import processes
 from swarm_hpc.config import ExperimentConfig, LocalConfig, ProgramConfig
 from swarm_hpc.errors import NotReachable, ProgramFailed, TimedOut
+from swarm_hpc.local.containers import Containers
 from swarm_hpc.local.folder import POOLED, RunFolder
 from swarm_hpc.local.progress import ProgressView, Watched
 from swarm_hpc.local.results import Outcome, Summary
 from swarm_hpc.local.swarm import ONE_THREAD, Swarm, fetch_rounds, fetch_status, fetch_whole_status
 from swarm_hpc.processes import Process
 from swarm_hpc.records import RoundState
+from swarm_hpc.slurm.container import train_command
 
 # fmt: off
 SITE_NAMES: Final = (
@@ -43,9 +44,10 @@ def run(config: LocalConfig, examples: Path) -> Summary:
     sites = SITE_NAMES[: config.sites]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = RunFolder.create(Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}"))
-    programs = Programs(config, folder, examples)
+    containers = Containers.find(config, folder, os.environ)  # handed on, not read
+    programs = Programs(config, folder, examples, containers)
     view = ProgressView(sites, folder.root, metric=config.experiment.metric)
-    with _interruptible(), Swarm(config, folder, sites) as swarm, view:
+    with processes.interruptible(), Swarm(config, folder, sites, containers) as swarm, view:
         view.say("preparing data and certificates")
         with programs.preparing(sites):
             swarm.make_certificates()
@@ -85,8 +87,11 @@ def run(config: LocalConfig, examples: Path) -> Summary:
 class Programs:
     """The experiment's programs: how each is called, and where it leaves its result."""
 
-    def __init__(self, config: LocalConfig, folder: RunFolder, examples: Path) -> None:
+    def __init__(
+        self, config: LocalConfig, folder: RunFolder, examples: Path, containers: Containers | None = None
+    ) -> None:
         self._config = config
+        self._containers = containers
         self._experiment: ExperimentConfig = config.experiment
         self._folder = folder
         self._examples = examples
@@ -100,7 +105,12 @@ class Programs:
         words = [str(self._folder.data), "--sites", str(len(sites)), "--names", ",".join(sites)]
         process = Process.start(
             "prepare",
-            [*self._command(self._experiment.prepare), *words, "--seed", str(self._config.seed)],
+            [
+                *self._experiment.fill(self._experiment.prepare, self._examples),
+                *words,
+                "--seed",
+                str(self._config.seed),
+            ],
             log=self._folder.log("prepare"),
             env={**ONE_THREAD, **self._experiment.env},
         )
@@ -112,23 +122,18 @@ class Programs:
 
     def swarm(self, site: str) -> ProgramConfig:
         """The training program as the site's SL starts it."""
-        env = self._site_env(site, "swarm")
-        return ProgramConfig(
-            command=self._command(self._experiment.train),
-            cwd=str(self._folder.scratch(site, "swarm")),
-            env=env,
-            log=str(self._folder.log(f"{site}-ml")),
-            stop_timeout_s=5.0,
-        )
+        return self._training(site, "swarm", log=str(self._folder.log(f"{site}-ml")), stop_timeout_s=5.0)
 
     def alone(self, site: str) -> Process:
         """Start the same program without any swarm."""
+        program = self._training(site, "alone")
+        name = f"{site}-alone"
         return Process.start(
-            f"{site}-alone",
-            self._command(self._experiment.train),
-            log=self._folder.log(f"{site}-alone"),
-            env={**self._site_env(site, "alone"), "SWARM_LOOPBACK": "TRUE"},
-            cwd=self._folder.scratch(site, "alone"),
+            name,
+            program.command if self._containers is None else self._containers.program(program, name),
+            log=self._folder.log(name),
+            env={**program.env, "SWARM_LOOPBACK": "TRUE"},
+            cwd=Path(program.cwd),
         )
 
     def alone_result(self, site: str) -> float | None:
@@ -155,8 +160,13 @@ class Programs:
             "SCRATCH_DIR": str(scratch),
         }
 
-    def _command(self, words: Sequence[str]) -> list[str]:
-        return self._experiment.fill(words, self._examples)
+    def _training(self, site: str, run: str, **changes: Any) -> ProgramConfig:
+        return ProgramConfig(
+            command=train_command(self._experiment, self._config.container, self._examples),
+            cwd=str(self._folder.scratch(site, run)),
+            env=self._site_env(site, run),
+            **changes,
+        )
 
 
 @dataclass(slots=True)
@@ -224,21 +234,3 @@ class _Watch:
                 num_alone=baselines.done + len(baselines.running) + len(baselines.waiting),
             )
         )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end us as Ctrl-C does, by KeyboardInterrupt; a second one does not disturb the ending."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

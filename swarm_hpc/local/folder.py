@@ -78,6 +78,11 @@ class RunFolder:
         return self.root / "settings"
 
     @property
+    def tmp(self) -> Path:
+        """What containers have as their /tmp and HOME."""
+        return self.root / "tmp"
+
+    @property
     def plot(self) -> Path:
         """The figure of the results."""
         return self.root / "results.png"
@@ -112,9 +117,13 @@ class RunFolder:
         stem = self.certs(name.site) / f"{name.kind}-{name.name}"
         return IdentityConfig(cert=f"{stem}.pem", key=f"{stem}-key.pem", bundle=str(self.bundle))
 
+    def endpoint_file(self, sn: str) -> Path:
+        """Where a running SN says what it is."""
+        return self.sn_data_of(sn) / "endpoint.json"
+
     def endpoint(self, sn: str = "sn") -> dict[str, str]:
         """What a running SN wrote down: its address and site; NotReachable when there is none."""
-        file = self.sn_data_of(sn) / "endpoint.json"
+        file = self.endpoint_file(sn)
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:

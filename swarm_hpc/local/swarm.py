@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
-import yaml
-
-from swarm_hpc import processes
+from swarm_hpc import processes, settings_file
 from swarm_hpc.config import (
     ClientConfig,
     ConnectionConfig,
@@ -29,9 +27,10 @@ from swarm_hpc.config import (
 )
 from swarm_hpc.errors import NotReachable, SwarmError, TimedOut
 from swarm_hpc.identity import ca
+from swarm_hpc.local.containers import Containers
 from swarm_hpc.local.folder import SUPERVISOR, TRUST_DOMAIN, RunFolder
 from swarm_hpc.processes import Process
-from swarm_hpc.records import Kind, NetworkStatus, NodeName, Round, encode
+from swarm_hpc.records import Kind, NetworkStatus, NodeName, Round
 from swarm_hpc.sn.client import ask
 
 ONE_THREAD: Final = {
@@ -57,11 +56,17 @@ class Swarm:
     ledger=geth the other sites' SNs as `sn-SITE`.
     """
 
-    def __init__(self, config: LocalConfig, folder: RunFolder, sites: Sequence[str]) -> None:
+    def __init__(
+        self, config: LocalConfig, folder: RunFolder, sites: Sequence[str], containers: Containers | None = None
+    ) -> None:
+        """`containers`: the SNs run in them, and what SLs do `config` says."""
         self.config = config
         self.folder = folder
         self.sites = tuple(sites)
         self.processes: dict[str, Process] = {}
+        self.containers = containers
+        self.launcher: Sequence[str] = ()
+        """First words of every process's command line: how another user's are started."""
         self._started: list[Process] = []
         self._addresses: dict[str, str] = {}
 
@@ -135,21 +140,18 @@ class Swarm:
             ledger=ledger,
             transfer=self.config.transfer,
         )
+        self.folder.endpoint_file(name).unlink(missing_ok=True)  # left by one that was killed
         self._start(name, "sn", config)
 
     def await_sn(self, name: str = SN, timeout_s: float = START_S) -> None:
         """The second half: ProgramFailed when the SN ends instead, TimedOut."""
-        pid = self.processes[name].popen.pid
-        self._until(lambda: self._sn_is_ready(name, pid), f"{name} to be ready", timeout_s)
+        self._until(lambda: self._sn_is_ready(name), f"{name} to be ready", timeout_s)
 
-    def _sn_is_ready(self, name: str, pid: int) -> bool:
-        file = self.folder.sn_data_of(name) / "endpoint.json"
+    def _sn_is_ready(self, name: str) -> bool:
+        file = self.folder.endpoint_file(name)
         if not file.exists():
             return False
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if facts["pid"] != pid:
-            return False  # left by one that was killed
-        self._addresses[name] = str(facts["address"])
+        self._addresses[name] = str(json.loads(file.read_text(encoding="utf-8"))["address"])
         return True
 
     def start_sl(self, site: str, program: ProgramConfig, *, launcher: Sequence[str] = (), **changes: Any) -> Process:
@@ -166,6 +168,7 @@ class Swarm:
             transfer=self._transfer_of(site),
             merge=self.config.merge,
             round=self.config.round,
+            container=self.config.container.of(self.config.experiment.platform),
             program=program,
         )
         return self._start(site, "sl", replace(config, **changes), launcher)
@@ -180,14 +183,12 @@ class Swarm:
         return replace(transfer, port=transfer.port and transfer.port + self.sites.index(site))
 
     def _start(self, name: str, command: str, config: SnConfig | SlConfig, launcher: Sequence[str] = ()) -> Process:
-        file = self.folder.settings / "node" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(_literal(encode(config)), sort_keys=False)
-        file.write_text(
-            f"# @package _global_\n# swarm-hpc {command} --config-dir {self.folder.settings} +node={name}\n{text}"
-        )
-        words = [*launcher, sys.executable, "-m", "swarm_hpc.cli", command, "--config-dir", str(self.folder.settings)]
-        process = Process.start(name, [*words, f"+node={name}"], log=self.folder.log(name), env=ONE_THREAD)
+        words = settings_file.write(self.folder.settings, command, name, config)
+        if isinstance(config, SnConfig) and self.containers is not None:
+            line = self.containers.sn(config, self.folder.settings, words)
+        else:
+            line = [sys.executable, "-m", "swarm_hpc.cli", *words]
+        process = Process.start(name, [*self.launcher, *launcher, *line], log=self.folder.log(name), env=ONE_THREAD)
         self.processes[name] = process
         self._started.append(process)
         return process
@@ -265,14 +266,3 @@ def fetch_rounds(config: ClientConfig, contract: str) -> tuple[Round, ...]:
     """All rounds of a contract. NotFound, NotReachable, TimedOut."""
 
     return ask(config, lambda client: client.rounds(contract))
-
-
-def _literal(value: Any) -> Any:
-    """Plain values whose text stands for itself: `${` would be an interpolation to hydra."""
-    if isinstance(value, str):
-        return value.replace("${", "\\${")
-    if isinstance(value, Mapping):
-        return {key: _literal(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_literal(inner) for inner in value]
-    return value

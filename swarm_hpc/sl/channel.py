@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -39,6 +40,7 @@ from swarm_hpc.sl.frames import (
     pack,
     unpack,
 )
+from swarm_hpc.sockets import address_of
 
 __all__ = ["Finished", "LeaveAsked", "MlChannel", "OpenRequest", "Session", "Synced"]
 
@@ -97,7 +99,8 @@ class MlChannel:
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                connection.connect(socket_path)
+                with address_of(Path(socket_path)) as address:
+                    connection.connect(address)
             except OSError as exc:
                 connection.close()
                 if time.monotonic() >= deadline:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from swarm_hpc.config import SlConfig
-from swarm_hpc.errors import ContractMismatch, ModelMismatch, NotFound, TrainingOver
+from swarm_hpc.errors import ContractMismatch, ImageRefused, ModelMismatch, NotFound, TrainingOver
 from swarm_hpc.kernels.plan import Layout, check_same, model_hash, parse
 from swarm_hpc.records import ContractSpec, ContractState, Platform, TrainingContract
 from swarm_hpc.sl.frames import OpenRequest
@@ -33,7 +33,17 @@ def settle(config: SlConfig, request: OpenRequest) -> SlConfig:
 
 
 def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpec:
-    """The contract that such settings, and a model of that layout, ask for."""
+    """The contract that such settings, and a model of that layout, ask for.
+
+    ImageRefused: the program runs in another image than they name.
+    """
+    wanted, own = config.round.image, config.job.image
+    if wanted and own != wanted:
+        text = f"in image {own}" if own else "in no container image with a digest"
+        raise ImageRefused(
+            f"training contract {config.round.contract} wants programs to run in image {wanted} (round.image), "
+            f"this one runs {text}: set container=apptainer and container.image to the SIF file with that digest"
+        )
     return ContractSpec(
         name=config.round.contract,
         platform=platform,
@@ -42,6 +52,7 @@ def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpe
         quorum_wait_s=config.round.quorum_wait_s,
         leader_timeout_s=config.round.leader_timeout_s,
         model=model_hash(layout),
+        image=config.round.image,
     )
 
 

@@ -92,7 +92,13 @@ class Single:
         """The training, and whether the arena holds its newest parameters."""
         contract = await enter(self._sn, self._member, wanted.spec, wanted.arena.layout)
         config = wanted.config
-        part = Part(arena=wanted.arena, weight=config.node_weight, rules=config.round, used_cpu_s=wanted.used_cpu_s)
+        part = Part(
+            arena=wanted.arena,
+            weight=config.node_weight,
+            rules=config.round,
+            job=config.job,
+            used_cpu_s=wanted.used_cpu_s,
+        )
         training = Training(self._sn, self._member, self._exchange, contract, part)
         self._member.rejoin = training.rejoin
         return training, await training.resume()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import struct
-import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from swarm_hpc.errors import ConfigError, ProtocolError, SwarmError
+from swarm_hpc.errors import ProtocolError, SwarmError
 from swarm_hpc.sl.frames import (
     PREFIX_BYTES,
     REQUESTS,
@@ -27,11 +25,10 @@ from swarm_hpc.sl.frames import (
     pack,
     unpack,
 )
+from swarm_hpc.sockets import address_of
 
 log = logging.getLogger(__name__)
 
-MAX_PATH_BYTES: Final = 107
-"""Longest path of a Unix socket on Linux."""
 _CREDENTIALS: Final = struct.Struct("3i")
 _SOCKET: Final = "ml.sock"
 _SEND_TIMEOUT_S: Final = 60.0
@@ -160,38 +157,26 @@ class Listener:
 
 @contextmanager
 def listen(state_dir: Path) -> Iterator[Listener]:
-    """Listen in a folder for this user only: `state_dir/channel`, or a temporary one where that path is too long."""
-    with _private_folder(state_dir) as folder:
-        path = folder / _SOCKET
-        path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    """Listen in a folder for this user only, `channel_dir(state_dir)`."""
+    folder = channel_dir(state_dir)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    path = folder / _SOCKET
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listening:
+        with address_of(path) as address:
+            listening.bind(address)
+        listening.listen()
+        inode = path.stat().st_ino
         try:
-            listening.bind(str(path))
-            listening.listen()
-            inode = path.stat().st_ino
-            try:
-                yield Listener(listening, path)
-            finally:
-                # a newer process of this node may have put its own socket there
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_ino == inode:
-                        path.unlink()
+            yield Listener(listening, path)
         finally:
-            listening.close()
+            # a newer process of this node may have put its own socket there
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
 
 
-@contextmanager
-def _private_folder(state_dir: Path) -> Iterator[Path]:
-    folder = state_dir.absolute() / "channel"
-    if len(os.fsencode(folder / _SOCKET)) <= MAX_PATH_BYTES:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="swarm-sl-") as name:
-        if len(os.fsencode(Path(name) / _SOCKET)) > MAX_PATH_BYTES:
-            raise ConfigError(
-                f"state_dir: no socket fits below {state_dir} nor below {tempfile.gettempdir()}: "
-                f"a path may have {MAX_PATH_BYTES} bytes; use a shorter state_dir"
-            )
-        yield Path(name)
+def channel_dir(state_dir: Path) -> Path:
+    """Where the socket of a node with that state folder is; absolute."""
+    return state_dir.absolute() / "channel"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from swarm_hpc.config import RanksKind, SlConfig
+from swarm_hpc.config import ProgramConfig, RanksKind, SlConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
 from swarm_hpc.identity.certs import Identity, load
 from swarm_hpc.records import NodeName
@@ -152,7 +152,7 @@ class _Work:
                 raise self._error() or ProgramFailed("the ML program went away before its training was finished")
             return
         without = MPI_VARIABLES if self._config.ranks.kind is RanksKind.MPI else ()
-        async with started(program, self._env(), without=without) as child:
+        async with started(self._filled(program), self._env(), without=without) as child:
             if not await self._until_left(child.wait()):
                 return
             await self._check_code(child)
@@ -165,8 +165,20 @@ class _Work:
             )
 
     def _env(self) -> dict[str, str]:
-        state = Path(self._config.state_dir).absolute() / "program"
-        return {SOCKET_VARIABLE: str(self._listener.path), STATE_VARIABLE: str(state)}
+        return {SOCKET_VARIABLE: str(self._listener.path), STATE_VARIABLE: str(self._state)}
+
+    def _filled(self, program: ProgramConfig) -> ProgramConfig:
+        """With the launcher's words as they are for this node."""
+        if not program.launcher:
+            return program
+        self._state.mkdir(parents=True, exist_ok=True)  # it may be bound into a container
+        channel, state = str(self._listener.path.parent), str(self._state)
+        words = [word.replace("{channel}", channel).replace("{state}", state) for word in program.launcher]
+        return replace(program, launcher=words)
+
+    @property
+    def _state(self) -> Path:
+        return Path(self._config.state_dir).absolute() / "program"
 
     async def _check_code(self, child: Program) -> None:
         code = await child.wait()

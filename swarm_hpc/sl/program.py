@@ -15,6 +15,7 @@ from typing import IO, Final
 
 from swarm_hpc.config import ProgramConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed
+from swarm_hpc.processes import kill_session
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Program:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.stop_timeout_s):
                     await self._process.wait()
-        self._signal(signal.SIGKILL)
+        kill_session(self.pid)
         await self._process.wait()
 
     def failure(self, code: int) -> ProgramFailed:
@@ -76,23 +77,24 @@ async def started(
 
     `without`: variables of SL's own that begin so are not handed on.
 
-    It has a process group of its own and dies with SL, whatever kills that. SIGUSR2, which Slurm gives to all processes
+    It has a session of its own and dies with SL, whatever kills that. SIGUSR2, which Slurm gives to all processes
     of a step, is for SL, and does not end it. ConfigError: it cannot be started.
     """
     # the program inherits the environment as it is, which no setting of SL comes from
     own = {name: value for name, value in os.environ.items() if not name.startswith(without)}
     environment = {**own, **config.env, **env}
-    path = _find(config, environment.get("PATH"))
+    words = [*config.launcher, *config.command]
+    path = _find(config, words[0], environment.get("PATH"))
     output = _open_log(config.log)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), path, *config.command),
+            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), path, *words),
             cwd=config.cwd,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            process_group=0,
+            start_new_session=True,
         )
     finally:
         if output is not None:
@@ -127,14 +129,15 @@ def last_lines(file: Path) -> str:
     return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
-def _find(config: ProgramConfig, search_path: str | None) -> str:
+def _find(config: ProgramConfig, command: str, search_path: str | None) -> str:
     """The absolute path of what is to be run; a relative one starts at the program's working directory."""
-    cwd, command = Path(config.cwd).absolute(), config.command[0]
+    cwd = Path(config.cwd).absolute()
     if not cwd.is_dir():
         raise ConfigError(f"program.cwd: {config.cwd} is no folder")
     found = shutil.which(str(cwd / command) if os.sep in command else command, path=search_path)
     if found is None:
-        raise ConfigError(f"program.command: {command!r} is no program that can be run")
+        key = "launcher" if config.launcher else "command"
+        raise ConfigError(f"program.{key}: {command!r} is no program that can be run")
     return found
 
 

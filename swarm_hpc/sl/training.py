@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from swarm_hpc.config import RoundConfig
+from swarm_hpc.config import JobConfig, RoundConfig
 from swarm_hpc.errors import TimedOut, TrainingOver
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.records import CheckIn, ContractState, FinishMode, Resources, TrainingContract
@@ -34,6 +34,7 @@ class Part:
     """The program's parameters, and the merged ones after each round."""
     weight: int
     rules: RoundConfig
+    job: JobConfig
     used_cpu_s: Callable[[], float]
     """CPU time of the program so far."""
 
@@ -61,6 +62,7 @@ class Training:
         self._last = SyncRequest()
         self._finished: FinishMode | None = None
         self._counted_cpu_s = part.used_cpu_s()
+        self._counted_at = time.monotonic()
 
     @property
     def reason(self) -> str:
@@ -179,10 +181,15 @@ class Training:
         return Contribution(check_in=check_in, data=data)
 
     def _used(self) -> Resources:
-        """What the program has used since this was last asked. GPU time is not measured."""
-        used_cpu_s = self._part.used_cpu_s() + self.others_cpu_s
-        since, self._counted_cpu_s = max(0.0, used_cpu_s - self._counted_cpu_s), used_cpu_s
-        return Resources(cpu_s=round(since, 3))
+        """What the program has used since this was last asked; of GPUs, the time that the job held them."""
+        used_cpu_s, now = self._part.used_cpu_s() + self.others_cpu_s, time.monotonic()
+        cpu_s, self._counted_cpu_s = max(0.0, used_cpu_s - self._counted_cpu_s), used_cpu_s
+        gpu_s, self._counted_at = self._part.job.num_gpus * (now - self._counted_at), now
+        return replace(self._run_by, cpu_s=round(cpu_s, 3), gpu_s=round(gpu_s, 3))
+
+    @property
+    def _run_by(self) -> Resources:
+        return Resources(job=self._part.job.id, image=self._part.job.image)
 
     async def _tell_finished(self, mode: FinishMode) -> None:
         self.contract = await self._member.call(lambda i: self._sn.finish(self._name, self._member.name, i, mode))
@@ -193,7 +200,7 @@ class Training:
             self.contract = (
                 await self._participant.take_part(
                     self.contract.round,
-                    await self._contribute(data, Resources()),
+                    await self._contribute(data, self._run_by),
                     max_wait_s=self._part.rules.max_wait_s,
                     standing=True,
                 )

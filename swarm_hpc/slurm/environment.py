@@ -25,6 +25,8 @@ class Task:
     num_tasks: int
     num_cpus: int = 1
     """CPUs of this task."""
+    num_gpus: int = 0
+    """GPUs of this task."""
     num_restarts: int = 0
     """How often the job was put back into the queue after it had started."""
     node: str = ""
@@ -45,11 +47,26 @@ def read_task(env: Mapping[str, str], cwd: Path) -> Task:
         rank=_number(env, _RANK, 0),
         num_tasks=_number(env, "SLURM_NTASKS", 1),
         num_cpus=_number(env, "SLURM_CPUS_PER_TASK", 1),
+        num_gpus=_count_gpus(env),
         num_restarts=_number(env, "SLURM_RESTART_COUNT", 0),
         node=env.get("SLURMD_NODENAME", ""),
         left_file=env.get(LEFT_FILE, ""),
         cwd=cwd,
     )
+
+
+def read_inherited(env: Mapping[str, str]) -> tuple[int, ...]:
+    """The open file that a task has from srun for its MPI (PMI-2), as a file descriptor."""
+    number = env.get("PMI_FD", "")
+    return (int(number),) if number.isdecimal() else ()
+
+
+def _count_gpus(env: Mapping[str, str]) -> int:
+    """What Slurm lets the task see: a list of numbers, or of UUIDs."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if devices := env.get(name, ""):
+            return 0 if devices in ("NoDevFiles", "-1") else len(devices.split(","))
+    return 0
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

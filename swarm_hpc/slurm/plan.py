@@ -8,8 +8,18 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import SAVE_TIMEOUT_S, ProgramConfig, RanksConfig, RanksKind, SiteConfig, SlConfig, SubmitConfig
+from swarm_hpc.config import (
+    SAVE_TIMEOUT_S,
+    JobConfig,
+    ProgramConfig,
+    RanksConfig,
+    RanksKind,
+    SiteConfig,
+    SlConfig,
+    SubmitConfig,
+)
 from swarm_hpc.records import Kind, NodeName
+from swarm_hpc.slurm.container import train_command
 from swarm_hpc.slurm.environment import Task
 
 PREFIX: Final = "swarm"
@@ -153,6 +163,8 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
         sn=site.sn,
         state_dir=str(folder / "sl"),
         ranks=ranks,
+        container=config.container.of(experiment.platform),
+        job=JobConfig(id=task.job, num_gpus=task.num_gpus * (ranks.num_ranks or 1)),
         node_weight=config.node_weight,
         left_file=task.left_file,
         identity=site.identity,
@@ -161,7 +173,7 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
         merge=config.merge,
         round=config.round,
         program=ProgramConfig(
-            command=experiment.fill(experiment.train, examples),
+            command=train_command(experiment, config.container, examples),
             cwd=str(folder),
             env={
                 **dict.fromkeys(_THREADS, str(task.num_cpus)),

@@ -24,7 +24,7 @@ from web3.exceptions import TransactionIndexingInProgress, TransactionNotFound, 
 from web3.providers.base import BaseProvider
 from web3.types import LogReceipt, TxParams, TxReceipt
 
-from swarm_hpc.errors import ConfigError, LedgerError, LedgerHalted, SwarmError, by_name
+from swarm_hpc.errors import ConfigError, ImageRefused, LedgerError, LedgerHalted, SwarmError, by_name
 from swarm_hpc.sn.contracts import TICKS_PER_S, Artifact, artifact
 
 GAS = 10_000_000
@@ -299,6 +299,6 @@ def refusal(exc: Exception, what: str) -> SwarmError:
     text = str(answer.get("error", {}).get("message") or getattr(exc, "message", None) or exc)
     found = _REASON.fullmatch(text)
     cls = by_name(found[1]) if found else SwarmError
-    if found is None or not issubclass(cls, LedgerError | ConfigError):
+    if found is None or not issubclass(cls, LedgerError | ConfigError | ImageRefused):
         return LedgerError(f"{what}: {text}")
     return cls(f"{what}: {found[2]}")

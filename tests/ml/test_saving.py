@@ -138,9 +138,16 @@ def test_sigterm_to_the_program_itself_ends_it_after_the_batch(sl, train):
 
 
 def test_sigterm_ends_a_process_that_the_program_has_forked(sl, train):
+    def sleep():
+        up.set()
+        time.sleep(60)
+
     train(Vector()).begin()
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    context = multiprocessing.get_context("fork")
+    up = context.Event()
+    child = context.Process(target=sleep, daemon=True)
     child.start()
+    assert up.wait(20)  # CPython drops a signal that comes while it still sets a forked process up
     child.terminate()
     child.join(20)
     assert child.exitcode == -signal.SIGTERM

@@ -9,6 +9,7 @@ import pytest
 
 from swarm_hpc.config import (
     IdentityConfig,
+    JobConfig,
     ProgramConfig,
     RoundConfig,
     SlConfig,
@@ -39,7 +40,7 @@ class Swarm:
         self.programs: list[Program] = []
         self.tweak = lambda config: config
 
-    def config(self, site: str, *, command=(), **rules) -> SlConfig:
+    def config(self, site: str, *, command=(), job=None, **rules) -> SlConfig:
         """SL node `site/sl/sl`."""
         config = SlConfig(
             name=f"{site}/sl/sl",
@@ -48,6 +49,7 @@ class Swarm:
             identity=self.identities[site],
             transfer=TransferConfig(mode=self.transfer, port=0, min_free_mib=0),
             round=RoundConfig(**{"contract": "digits", "min_peers": 2, "quorum_wait_s": 60} | rules),
+            job=job or JobConfig(),
             program=ProgramConfig(command=list(command)),
         )
         return self.tweak(config)

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from swarm_hpc.config import TransferMode
+from swarm_hpc.config import JobConfig, TransferMode
 from swarm_hpc.errors import (
     ContractMismatch,
     DuplicateNode,
     Fenced,
+    ImageRefused,
     ModelMismatch,
     NotReachable,
     ProgramFailed,
@@ -162,6 +163,40 @@ async def test_other_settings_than_the_contracts_are_refused_by_name(swarm, aske
         await swarm.program("alpha").open()
         with pytest.raises(ContractMismatch, match=message):
             await swarm.program("beta").open(**asked)
+
+
+@gateway_only
+async def test_each_check_in_says_which_job_and_image_it_is_from_and_how_long_gpus_were_held(swarm):
+    image = f"sha256:{'ab' * 32}"
+    jobs = {site: JobConfig(id=site, image=image, num_gpus=gpus) for site, gpus in (("alpha", 0), ("beta", 2))}
+    rules = {"min_peers": 2, "image": image}
+    async with swarm.node("alpha", job=jobs["alpha"], **rules), swarm.node("beta", job=jobs["beta"], **rules):
+        programs = [swarm.program(site) for site in jobs]
+        for program in programs:
+            await program.open()
+        await asyncio.gather(*(program.sync() for program in programs))
+        async with swarm.client() as client:
+            first = (await client.rounds("digits"))[0]
+        used = {one.node.partition("/")[0]: one.resources for one in first.check_ins}
+        assert {site: (each.job, each.image) for site, each in used.items()} == {
+            site: (job.id, image) for site, job in jobs.items()
+        }
+        assert used["alpha"].gpu_s == 0
+        assert used["beta"].gpu_s > 0
+
+
+@gateway_only
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("", "in no container image with a digest"),
+        (f"sha256:{'cd' * 32}", f"in image sha256:{'cd' * 32}: set container=apptainer"),
+    ],
+)
+async def test_a_program_in_another_image_than_the_contract_names_is_refused(swarm, own, message):
+    async with swarm.node("alpha", image=f"sha256:{'ab' * 32}", job=JobConfig(image=own)):
+        with pytest.raises(ImageRefused, match=message):
+            await swarm.program("alpha").open()
 
 
 @pytest.mark.parametrize("mode", FinishMode)

@@ -43,6 +43,17 @@ async def test_a_program_gets_its_environment_folder_and_log(tmp_path):
     assert "exit code 7" in str(program.failure(7)) and f"1 /s {tmp_path}" in str(program.failure(7))
 
 
+async def test_a_launcher_starts_the_program_and_errors_are_the_program_s(tmp_path):
+    log = tmp_path / "ml.log"
+    config = python("raise SystemExit(3)", log, launcher=["/usr/bin/env", "A=1"])
+    async with started(config, {}) as program:
+        assert await program.wait() == 3
+    assert f"the ML program {sys.executable} ended" in str(program.failure(3))
+    with pytest.raises(ConfigError, match=r"program\.launcher: 'no-such-thing'"):
+        async with started(python("", log, launcher=["no-such-thing"]), {}):
+            pass
+
+
 async def test_a_program_that_does_not_listen_is_killed_with_its_children(tmp_path):
     log = tmp_path / "ml.log"
     code = """

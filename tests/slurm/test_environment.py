@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swarm_hpc.errors import NotInJob
-from swarm_hpc.slurm.environment import Task, read_task
+from swarm_hpc.slurm.environment import Task, read_inherited, read_task
 
 ENV = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "1"}
 
@@ -33,3 +33,22 @@ def test_what_slurm_leaves_out_is_one_cpu_and_no_restart() -> None:
 def test_a_process_that_is_no_task_is_told_so(env: dict[str, str], expected: str) -> None:
     with pytest.raises(NotInJob, match=expected):
         read_task(env, Path())
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937-d72c"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0),
+        ({"ROCR_VISIBLE_DEVICES": "3"}, 1),
+    ],
+)
+def test_a_task_knows_how_many_gpus_it_has(env: dict[str, str], expected: int) -> None:
+    assert read_task(ENV | env, Path()).num_gpus == expected
+
+
+def test_the_file_that_srun_hands_to_mpi_is_known() -> None:
+    assert read_inherited({"PMI_FD": "13"}) == (13,)
+    assert read_inherited({}) == ()

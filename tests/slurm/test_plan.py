@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swarm_hpc.cli import settings
-from swarm_hpc.config import RanksConfig, RanksKind, SubmitConfig
+from swarm_hpc.config import JobConfig, RanksConfig, RanksKind, SubmitConfig
 from swarm_hpc.records import MergeMethod
 from swarm_hpc.slurm.environment import Task
 from swarm_hpc.slurm.plan import job_name, node_prefix, plan_task
@@ -46,6 +46,18 @@ def test_with_mpi_the_tasks_of_a_job_are_one_node() -> None:
     assert first.ranks == second.ranks == RanksConfig(kind=RanksKind.MPI, num_ranks=2)
     assert first.state_dir != second.state_dir
     assert first.program.cwd != second.program.cwd
+
+
+def test_the_ledger_hears_of_the_job_and_of_all_its_gpus() -> None:
+    task = replace(TASK, num_gpus=2)
+    assert plan_task(load(), task, Path()).job == JobConfig(id="12", num_gpus=2)
+    assert plan_task(load("site.mpi=pmi2"), task, Path()).job == JobConfig(id="12", num_gpus=4)
+
+
+def test_in_a_container_the_program_is_the_image_s_own() -> None:
+    sl = plan_task(load("container=apptainer", "container.sl=host"), TASK, Path("/examples"))
+    assert (sl.container.kind, sl.container.image, sl.container.sl) == ("apptainer", "sl-pytorch", "host")
+    assert sl.program.command == ["python3", "/opt/swarm-hpc/examples/digits/train.py"]
 
 
 def test_a_single_task_needs_no_mpi() -> None:

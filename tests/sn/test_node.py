@@ -128,14 +128,15 @@ async def test_nothing_is_lost_by_kill_9_and_clients_bridge_the_outage(consortiu
 
 
 async def test_a_silent_node_no_longer_holds_up_its_round(start_swarm, sn_config):
-    sn_config.lease_s = 0.5
+    sn_config.lease_s = 1.5
     swarm = await start_swarm()
     one, silent = await swarm.joined("alpha/sl/one", "beta/sl/silent", min_peers=1, quorum_wait_s=3600)
     await one.check_in(1)
     view = await one.client.round("demo", 1)
     assert not view.round.closable
     while silent.name in {each.node for each in view.contract.participants if each.active}:
-        view = await one.client.round("demo", 1, after=view.cursor, wait_s=30)
+        await one.client.heartbeat(one.name, one.incarnation, Progress())
+        view = await one.client.round("demo", 1, after=view.cursor, wait_s=0.1)
     assert view.round.closable
     assert (await one.claim(1)).leader == one.name
     record, _ = await silent.client.register(silent.name, "", "instance after the pause")

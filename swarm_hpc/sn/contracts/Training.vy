@@ -383,6 +383,8 @@ def check_in(contract: String[63], number: uint256, node: String[135], incarnati
     assert entry.weight >= 1 and entry.weight <= 100, "ConfigError: a weight lies in 1-100"
     assert entry.num_nodes >= 1 and entry.num_nodes <= MAX_NUM_NODES, "ConfigError: num_nodes lies in 1-65535"
     assert entry.blob != empty(bytes32), "ConfigError: the blob's hash is missing"
+    if self.contracts[id].spec.image != "":
+        assert entry.image == self.contracts[id].spec.image, "ImageRefused: the contract names another container image"
     if not self.participants[id][who].active:
         self.participants[id][who].active = True
         log Joined(key=keccak256(contract), contract=contract, node=node)

@@ -13,6 +13,7 @@ from swarm_hpc.errors import (
     ConfigError,
     ContractMismatch,
     Fenced,
+    ImageRefused,
     LedgerError,
     ModelMismatch,
     NotEnoughPeers,
@@ -285,11 +286,23 @@ def test_a_check_in_is_replaced_while_the_round_is_open_and_frozen_by_the_claim(
 
 
 def test_everything_of_a_check_in_is_kept(training):
-    used = Resources(job="1234_5", image="cd" * 32, cpu_s=12.345, gpu_s=0.5)
+    used = Resources(job="1234_5", image=f"sha256:{'cd' * 32}", cpu_s=12.345, gpu_s=0.5)
     sent = check_in(A, weight=37, num_nodes=4, loss=-0.125, metric=0.987654, epoch=3, resources=used)
     training.ledger.check_in("heart", 1, 1, sent)
     (kept,) = training.ledger.round("heart", 1).check_ins
     assert kept == replace(sent, at=training.ledger.events()[-1].at)
+
+
+def test_only_programs_in_the_image_that_the_contract_names_check_in(training):
+    ledger, image = training.ledger, f"sha256:{'ab' * 32}"
+    ledger.create_contract(replace(ledger.contract("heart").spec, name="lung", image=image))
+    ledger.join("lung", A, 1, Platform.PYTORCH, MODEL)
+    for used in (Resources(), Resources(image=f"sha256:{'cd' * 32}")):
+        with pytest.raises(ImageRefused, match="names another container image"):
+            ledger.check_in("lung", 1, 1, check_in(A, resources=used))
+    ledger.check_in("lung", 1, 1, check_in(A, resources=Resources(image=image)))
+    (kept,) = ledger.round("lung", 1).check_ins
+    assert kept.resources.image == image
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
