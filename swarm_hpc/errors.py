@@ -29,6 +29,7 @@ SwarmError
 │   ├── Fenced                  a newer incarnation of the node took over                    exit 3
 │   ├── NotMember               the account does not speak for that site                     exit 3
 │   ├── LedgerHalted            no blocks: too little voting power is up                     exit 4
+│   ├── ContractBusy            a contract that still trains cannot be reset
 │   ├── TaskRefused             a task or taskrunner is not in a state that allows the request
 │   └── RoundError
 │       ├── RoundClosed         the round went on without this node
@@ -44,6 +45,8 @@ SwarmError
 ├── ContainerError              Apptainer cannot do what it was asked for
 │   ├── ImageNotFound           no such image                                                exit 2
 │   └── ImageRefused            an image is not the one that is wanted: digest or signature  exit 3
+├── LicenseError                the licence server, or a licence file, refuses               exit 3
+├── TaskFailed                  SWOP nodes could not do a task
 ├── MergeError                  inputs that cannot be merged (weights, counts)
 └── ProgramFailed               the ML program ended with an error
 """
@@ -211,6 +214,10 @@ class LedgerHalted(LedgerError):
     http_status = 503
 
 
+class ContractBusy(LedgerError):
+    """The training contract is not completed: its name cannot be given to another training yet."""
+
+
 class TaskRefused(LedgerError):
     """The task or taskrunner is not in a state that allows the request."""
 
@@ -283,6 +290,17 @@ class ImageRefused(ContainerError):
 
     exit_code = 3
     http_status = 409
+
+
+class LicenseError(SwarmError):
+    """The licence server refuses a seat, or a licence file is not valid."""
+
+    exit_code = 3
+    http_status = 403
+
+
+class TaskFailed(SwarmError):
+    """SWOP nodes could not do a task: the text says which of them, which task and why."""
 
 
 class MergeError(SwarmError):

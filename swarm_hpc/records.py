@@ -88,6 +88,8 @@ class TaskState(StrEnum):
     RUNNING = "RUNNING"
     COMPLETE = "COMPLETE"
     ERROR = "ERROR"
+    RESET = "RESET"
+    """Of a past run alone: it was given up, by a reset of the taskrunner."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -185,6 +187,14 @@ class TrainingContract:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredContract:
+    """A name that was set aside for a training contract; the first node that takes part says what it is."""
+
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What a node used since its last check-in, and where."""
 
@@ -256,6 +266,8 @@ class Task:
     """What the task makes: an image's or a volume's name."""
     finalised: bool
     created_at: int
+    site: str
+    """The site whose operator created it, as its own SN vouches for; empty for ROOTTASK."""
     body: tuple[str, ...]
 
 
@@ -287,6 +299,27 @@ class Taskrunner:
     num_peers: int
     target: str
     """The only node that the task is for; empty: any."""
+    assigned_at: int
+    ended_at: int
+    run: int
+    """Number of the run (from 1) that `task` and all the rest is about; 0: nothing was assigned since the reset."""
+    num_runs: int
+    version: int
+    """Grows with every change: ask for what is newer."""
+    peers: tuple[TaskrunnerPeer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRun:
+    """One assignment of a task to a taskrunner, past or at hand. `state` is never IDLE."""
+
+    taskrunner: str
+    number: int
+    task: str
+    state: TaskState
+    counts_sl: bool
+    num_peers: int
+    target: str
     assigned_at: int
     ended_at: int
     peers: tuple[TaskrunnerPeer, ...]

@@ -131,6 +131,7 @@ def test_what_a_job_of_ranks_needs_is_asked_for(capsys, words, expected):
         (["sites=4", "round.min_peers=9"], "round.min_peers: 9 is more than the 4 sites"),
         (["round.min_peers=0"], "round.min_peers: 0 must be at least 1"),
         (["merge=foo"], "merge is one of coordmedian, geomedian, mean"),
+        (["container.image=x"], "container.image: goes with container=apptainer; give that, too"),
         (["experiment=nope"], "experiment is one of digits, thyroid"),
         (["run_dir=/proc/nope"], "run_dir: /proc/nope"),
         (["transfer.mdoe=direct"], "did you mean transfer.mode?"),

@@ -154,8 +154,20 @@ def _unknown_key(name: str, overrides: Sequence[str], known: Sequence[str]) -> s
             continue
         if key.rpartition(".")[0].endswith("env"):
             return f"{key}: no such variable yet; add it with +{word}"
+        if choice := _choice_with(key, groups):
+            return f"{key}: goes with {choice}; give that, too"
         near = nearest(key, [*known, *groups])
         return f"{key}: swarm-hpc {name} has no such setting{near} (swarm-hpc {name} --help lists them)"
+    return ""
+
+
+def _choice_with(key: str, groups: Iterable[str]) -> str:
+    """GROUP=CHOICE where the setting belongs to a choice that was not made; else empty."""
+    group, _, rest = key.partition(".")
+    for choice in choices_of(group) if group in groups else []:
+        lines = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
+        if any(line.startswith(f"{rest}:") for line in lines):
+            return f"{group}={choice}"
     return ""
 
 

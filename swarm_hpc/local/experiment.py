@@ -43,8 +43,9 @@ def run(config: LocalConfig, examples: Path) -> Summary:
     started = time.monotonic()
     sites = SITE_NAMES[: config.sites]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = RunFolder.create(Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}"))
-    containers = Containers.find(config, folder, os.environ)  # handed on, not read
+    root = Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}")
+    containers = Containers.find(config, RunFolder(root.absolute()), os.environ)  # handed on, not read
+    folder = RunFolder.create(root)
     programs = Programs(config, folder, examples, containers)
     view = ProgressView(sites, folder.root, metric=config.experiment.metric)
     with processes.interruptible(), Swarm(config, folder, sites, containers) as swarm, view:

@@ -19,6 +19,7 @@ from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import (
     CheckIn,
     ContractSpec,
+    DeclaredContract,
     Event,
     FinishMode,
     Kind,
@@ -36,6 +37,7 @@ from swarm_hpc.records import (
     decode,
     encode,
 )
+from swarm_hpc.sn.client_tasks import MAX_WAIT_S, TaskClient
 from swarm_hpc.transport import blobs
 from swarm_hpc.transport.client import ApiClient, expect_kind
 
@@ -43,8 +45,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-MAX_WAIT_S: Final = 30.0
-"""The longest that an SN holds a long-poll."""
 _HALT_PAUSE_S: Final = 1.0
 _MARGIN_S: Final = 30.0
 """What an answer may take beyond the wait that was asked for."""
@@ -69,7 +69,7 @@ class EventPage:
     events: tuple[Event, ...]
 
 
-class SnClient:
+class SnClient(TaskClient):
     """Calls to one SN, over one pool of connections; closes with `async with`.
 
     Every method may be repeated with the effect of one call, and repeats by itself until connect_timeout_s while nobody
@@ -189,6 +189,21 @@ class SnClient:
     async def contracts(self) -> tuple[TrainingContract, ...]:
         """All contracts, oldest first."""
         return decode(tuple[TrainingContract, ...], await self._get("/v1/contracts"))
+
+    async def declare_contract(self, contract: str) -> None:
+        """Set a name aside for a training contract; a repeat has no effect. For swci (NotAuthorized)."""
+        await self._post(_path(contract, "declare"))
+
+    async def declared_contracts(self) -> tuple[DeclaredContract, ...]:
+        """Declared names that no node has taken part under yet, oldest first."""
+        return decode(tuple[DeclaredContract, ...], await self._get("/v1/declared-contracts"))
+
+    async def reset_contract(self, contract: str) -> str:
+        """Make the name of a completed contract free for a new training; the name under which the old one stays.
+
+        For swci. ContractBusy: it is not completed. NotFound. A repeat after the reset is NotFound, too.
+        """
+        return decode(str, _field(await self._post(_path(contract, "reset")), "archive"))
 
     async def join(
         self, contract: str, node: str, incarnation: int, platform: Platform, model: str

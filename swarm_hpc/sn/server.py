@@ -33,7 +33,7 @@ from swarm_hpc.records import (
     encode,
 )
 from swarm_hpc.sn.admission import Applications
-from swarm_hpc.sn.client import MAX_WAIT_S
+from swarm_hpc.sn.client_tasks import MAX_WAIT_S
 from swarm_hpc.sn.epochs import parse as parse_epoch
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
