@@ -6,6 +6,7 @@ The bytes are a transport.blobs.BlobStore; this file has the rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -210,7 +211,16 @@ class ContractBlobs:
             self._remember(contract)
             if self._transfer.keep_rounds:
                 self._to_sweep.put_nowait(contract.spec.name)
+        for name in self._owners.contracts() - {contract.spec.name for contract in contracts}:
+            await self._look_for_reset(name)
         await asyncio.to_thread(self._delete_orphans)
+
+    async def _look_for_reset(self, name: str) -> None:
+        """A reset while this SN was down: its blobs belong to the archive."""
+        events = await self._live.read(lambda ledger: ledger.events(contract=name))
+        for event in events:
+            if event.name == "ContractReset":
+                await asyncio.to_thread(self._owners.rename, name, str(event.facts["archive"]))
 
     def _delete_orphans(self) -> None:
         for blob in self._store.blobs():
@@ -220,10 +230,24 @@ class ContractBlobs:
     async def _learn(self, events: Sequence[Event]) -> None:
         if any(event.name in ("SiteAdmitted", "SiteAnnounced", "SiteRemoved") for event in events):
             self._know(await self._live.read(lambda ledger: ledger.sites()))
-        for name in {event.contract for event in events if event.name in ("ContractCreated", "Joined")}:
+        for event in events:
+            match event.name:
+                case "ContractCreated" | "Joined":
+                    await self._look_at(event.contract)
+                case "ContractReset":
+                    await self._rename(event.contract, str(event.facts["archive"]))
+                case "Published":
+                    self._to_sweep.put_nowait(event.contract)
+
+    async def _look_at(self, name: str) -> None:
+        with contextlib.suppress(NotFound):  # a reset, which comes next, has taken its name away
             self._remember(await self._live.read(_contract(name)))
-        for name in {event.contract for event in events if event.name == "Published"}:
-            self._to_sweep.put_nowait(name)
+
+    async def _rename(self, contract: str, archive: str) -> None:
+        self.layouts.pop(contract, None)
+        self.sites.pop(contract, None)
+        await self._look_at(archive)
+        await asyncio.to_thread(self._owners.rename, contract, archive)
 
     def _know(self, sites: Sequence[SiteRecord]) -> None:
         self.network = tuple(sites)
@@ -250,7 +274,7 @@ class ContractBlobs:
             return oldest, ledger.rounds(contract, oldest, current)
 
         oldest, rounds = await self._live.read(ask)
-        needed = {self.layouts[contract]} | {round_.merged for round_ in rounds}
+        needed = {self.layouts.get(contract, "")} | {round_.merged for round_ in rounds}
         needed.update(check_in.blob for round_ in rounds for check_in in round_.check_ins)
         # The lock: a blob that is sent again must not be found in the store and then deleted.
         async with self._deleting:

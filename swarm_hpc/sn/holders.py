@@ -39,7 +39,7 @@ class Holders:
         self._where: dict[str, dict[tuple[str, int], None]] = {}
 
     def learn(self, event: Event) -> None:
-        """Note what CheckedIn, Claimed and Published say; others say nothing of blobs."""
+        """Note what CheckedIn, Claimed, Published and ContractReset say; others say nothing of blobs."""
         match event.name, event.facts:
             case "CheckedIn", {"round": int(number), "node": str(node), "blob": str(blob)}:
                 self._put(event.contract, number, node, blob)
@@ -47,6 +47,8 @@ class Holders:
                 self._led(event.contract, number, node)
             case "Published", {"round": int(number), "node": str(node), "merged": str(merged)}:
                 self._merged(event.contract, number, node, merged)
+            case "ContractReset", {"archive": str(archive)}:
+                self.rename(event.contract, archive)
 
     def learn_round(self, round_: Round) -> None:
         """Note what the round names."""
@@ -56,6 +58,14 @@ class Holders:
             self._led(round_.contract, round_.number, round_.leader)
         if round_.merged:
             self._merged(round_.contract, round_.number, round_.leader, round_.merged)
+
+    def rename(self, contract: str, archive: str) -> None:
+        """What was known of the contract is known of `archive` from now on."""
+        for number, named in self._contracts.pop(contract, {}).items():
+            self._contracts.setdefault(archive, {})[number] = named
+            for blob in named.homes:
+                where = self._where[blob]
+                where[archive, number] = where.pop((contract, number))
 
     def of(self, blob: str) -> tuple[Holding, ...]:
         """Where the blob should be, once per contract that names it: for the latest of its rounds."""

@@ -6,6 +6,7 @@ refuse comes back as the exception they name. Tasks and taskrunners are in ledge
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -23,6 +24,7 @@ from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.records import (
     CheckIn,
     ContractSpec,
+    DeclaredContract,
     Event,
     FinishMode,
     LedgerStatus,
@@ -41,7 +43,7 @@ from swarm_hpc.sn.ledger_tasks import TaskLedger
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
-SCHEMA = 3
+SCHEMA = 4
 BLOCKS_PER_QUERY = 2000
 NO_ACCOUNT = "0x" + "00" * 20
 
@@ -258,6 +260,29 @@ class Ledger(TaskLedger):
         views.label(spec.name, "contract")
         what = f"training contract {spec.name}"
         self._chain.send("Training", "create_contract", views.spec_arguments(spec), what=what)
+
+    def declare_contract(self, name: str) -> None:
+        """Set a name aside for a training contract; no-op where it is."""
+        views.label(name, "contract")
+        self._chain.send("Registry", "declare_contract", name, what=f"declaring training contract {name}")
+
+    def declared_contracts(self) -> tuple[DeclaredContract, ...]:
+        """Declared names that no contract has, oldest first."""
+        taken = {one.spec.name for one in self.contracts()}
+        declared = [views.declared(one) for one in self._pages("declared_page")]
+        return tuple(one for one in declared if one.name not in taken)
+
+    def reset_contract(self, name: str) -> str:
+        """Make the name of a completed contract free for another training; the name under which the old one stays.
+
+        ContractBusy, NotFound.
+        """
+        taken = {one.spec.name for one in self.contracts()}
+        archive = next(one for one in (f"{name}.{at}" for at in itertools.count(1)) if one not in taken)
+        views.label(archive, "name of the archived contract")
+        what = f"resetting training contract {name}"
+        self._chain.send("Training", "reset_contract", name, archive, what=what)
+        return archive
 
     def contract(self, name: str) -> TrainingContract:
         """The training contract; NotFound."""

@@ -35,6 +35,11 @@ class Owners:
         """The contracts that the blob belongs to."""
         return frozenset(self._rounds.get(blob, ()))
 
+    def contracts(self) -> frozenset[str]:
+        """All contracts that a blob belongs to."""
+        with self._lock:
+            return frozenset(name for rounds in self._rounds.values() for name in rounds)
+
     def blobs(self, contract: str, before: int) -> tuple[str, ...]:
         """Blobs of the contract that last came in in a round lower than `before`."""
         with self._lock:
@@ -55,6 +60,14 @@ class Owners:
             if not rounds:
                 self._rounds.pop(blob, None)
             return not rounds
+
+    def rename(self, contract: str, archive: str) -> None:
+        """What belongs to the contract belongs to `archive` from now on."""
+        with self._lock:
+            self._write("UPDATE OR REPLACE owners SET contract = ? WHERE contract = ?", archive, contract)
+            for rounds in self._rounds.values():
+                if contract in rounds:
+                    rounds[archive] = rounds.pop(contract)
 
     def _write(self, statement: str, *values: str | int) -> None:
         try:

@@ -5,7 +5,6 @@ Handlers decode, authorise, call the ledger and encode; what is right is decided
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
-from swarm_hpc.errors import ConfigError, ContractMismatch, ModelMismatch, NotAuthorized, NotFound, ProtocolError
+from swarm_hpc.errors import ContractMismatch, ModelMismatch, NotAuthorized, NotFound, ProtocolError
 from swarm_hpc.records import (
     LABEL,
     CheckIn,
@@ -29,25 +28,31 @@ from swarm_hpc.records import (
     Round,
     SiteApplication,
     TrainingContract,
-    decode,
     encode,
 )
 from swarm_hpc.sn.admission import Applications
-from swarm_hpc.sn.client_tasks import MAX_WAIT_S
 from swarm_hpc.sn.epochs import parse as parse_epoch
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
+from swarm_hpc.sn.request import (
+    ACTORS,
+    READERS,
+    acting,
+    answer,
+    named,
+    take,
+    waiting_time,
+    whole,
+    whole_number,
+)
+from swarm_hpc.sn.server_tasks import TaskApi
 from swarm_hpc.sn.shared import SharedLedger
 from swarm_hpc.sn.waits import wait_for_events, wait_for_round
 from swarm_hpc.transport.line import split_address
 from swarm_hpc.transport.server import allow, body
 
 T = TypeVar("T")
-
-ACTORS: Final = (Kind.SL, Kind.SWOP)
-READERS: Final = (*ACTORS, Kind.SN, Kind.SWCI, Kind.UI)
-
 
 _KEY: Final = re.compile("[0-9a-f]{64}")
 MAX_WAITING_CHARS: Final = 1000
@@ -71,6 +76,7 @@ class SnApi:
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the API."""
+        TaskApi(live=self.live, membership=self.membership).add_routes(app)
         rounds = "/v1/contracts/{contract}/rounds"
         app.add_routes(
             [
@@ -91,6 +97,9 @@ class SnApi:
                 web.post("/v1/contracts", self.create_contract),
                 web.get("/v1/contracts", self.get_contracts),
                 web.get("/v1/contracts/{contract}", self.get_contract),
+                web.get("/v1/declared-contracts", self.get_declared),
+                web.post("/v1/contracts/{contract}/declare", self.declare),
+                web.post("/v1/contracts/{contract}/reset", self.reset),
                 web.post("/v1/contracts/{contract}/join", self.join),
                 web.post("/v1/contracts/{contract}/finish", self.finish),
                 web.get(rounds, self.get_rounds),
@@ -122,7 +131,7 @@ class SnApi:
                 consensus=consensus,
             )
 
-        return _json(await self.live.read(ask))
+        return answer(await self.live.read(ask))
 
     # sites
 
@@ -138,7 +147,7 @@ class SnApi:
         peer = allow(request, Kind.SN)
         if self.shared is None or not self.shared.is_member(peer.site):
             raise NotAuthorized(f"{peer}: site {peer.site} is no member of this network")
-        return web.json_response({"payloads": await self.shared.blocks(_number(request, "first", 1))})
+        return web.json_response({"payloads": await self.shared.blocks(whole_number(request, "first", 1))})
 
     async def recover(self, request: web.Request) -> web.Response:
         """This site's operator agrees to go on without some sites."""
@@ -147,7 +156,7 @@ class SnApi:
             raise NotAuthorized(f"{peer}: site {self.name.site} is spoken for by its own operator")
         if self.shared is None:
             raise NotFound("this SN keeps an embedded ledger, which depends on no other site")
-        return _json(await self.shared.recovery.approve(_take(await body(request), "without", list[str])))
+        return answer(await self.shared.recovery.approve(take(await body(request), "without", list[str])))
 
     async def hear_approvals(self, request: web.Request) -> web.Response:
         """Another site's operator has agreed to a new epoch."""
@@ -165,31 +174,31 @@ class SnApi:
         key = request.query.get("key", "")
         if not _KEY.fullmatch(key):
             raise ProtocolError("key: expected 64 hex digits")
-        return _json(await self.shared.seen_votes(key))
+        return answer(await self.shared.seen_votes(key))
 
     async def get_sites(self, request: web.Request) -> web.Response:
         """All sites, and who asks."""
         allow(request, *READERS)
-        return _json(await self.applications.sites())
+        return answer(await self.applications.sites())
 
     async def apply(self, request: web.Request) -> web.Response:
         """A site asks for this one's vote."""
         peer = allow(request, Kind.SN)
-        asks = _take(await body(request), "application", SiteApplication)
+        asks = take(await body(request), "application", SiteApplication)
         if asks.site != peer.site:
             raise NotAuthorized(f"{peer} may ask for site {peer.site} only, not for {asks.site}")
         if self.shared is None:
             raise NotFound("this SN keeps an embedded ledger, which no other site can join")
         split_address(asks.endpoint)
-        return _json(await self.applications.apply(asks))
+        return answer(await self.applications.apply(asks))
 
     async def admit(self, request: web.Request) -> web.Response:
         """This site's operator votes for a site."""
-        return _json(await self.applications.admit(self._voted_by_operator(request)))
+        return answer(await self.applications.admit(self._voted_by_operator(request)))
 
     async def remove(self, request: web.Request) -> web.Response:
         """This site's operator votes a site out."""
-        return _json(await self.applications.remove(self._voted_by_operator(request)))
+        return answer(await self.applications.remove(self._voted_by_operator(request)))
 
     def _voted_by_operator(self, request: web.Request) -> str:
         peer = allow(request, Kind.SWCI)
@@ -205,8 +214,8 @@ class SnApi:
     async def register(self, request: web.Request) -> web.Response:
         """A new incarnation of a node."""
         said = await body(request)
-        name = _acting(request, said, "name")
-        endpoint, instance = _take(said, "endpoint", str), _take(said, "instance", str)
+        name = acting(request, said, "name")
+        endpoint, instance = take(said, "endpoint", str), take(said, "instance", str)
         if endpoint:
             split_address(endpoint)  # its peers will try to connect there
         if not instance.isprintable():
@@ -218,20 +227,20 @@ class SnApi:
         """All nodes."""
         allow(request, *READERS)
         nodes = await self.live.read(lambda ledger: ledger.nodes())
-        return _json(tuple(map(self.membership.status, nodes)))
+        return answer(tuple(map(self.membership.status, nodes)))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Renews the lease."""
         said = await body(request)
-        name = str(_acting(request, said, "name"))
-        progress = _shown(_take(said, "progress", Progress))
-        await self.membership.heartbeat(name, _take(said, "incarnation", int), progress)
+        name = str(acting(request, said, "name"))
+        progress = _shown(take(said, "progress", Progress))
+        await self.membership.heartbeat(name, take(said, "incarnation", int), progress)
         return web.json_response({"lease_s": self.membership.lease_s})
 
     async def leave(self, request: web.Request) -> web.Response:
         """Ends the lease."""
         said = await body(request)
-        await self.membership.leave(str(_acting(request, said, "name")), _take(said, "incarnation", int))
+        await self.membership.leave(str(acting(request, said, "name")), take(said, "incarnation", int))
         return web.json_response({})
 
     # training contracts
@@ -239,7 +248,7 @@ class SnApi:
     async def create_contract(self, request: web.Request) -> web.Response:
         """Creates it, or compares with the one that is there."""
         peer = allow(request, *ACTORS)
-        spec = _take(await body(request), "spec", ContractSpec)
+        spec = take(await body(request), "spec", ContractSpec)
 
         def act(ledger: Ledger) -> TrainingContract:
             if not any(site.name == peer.site and site.active for site in ledger.sites()):
@@ -250,25 +259,49 @@ class SnApi:
                 ledger.create_contract(spec)
             return ledger.contract(spec.name)
 
-        return _json(await self.live.write(act))
+        return answer(await self.live.write(act))
 
     async def get_contracts(self, request: web.Request) -> web.Response:
         """All contracts."""
         allow(request, *READERS)
-        return _json(await self.live.read(lambda ledger: ledger.contracts()))
+        return answer(await self.live.read(lambda ledger: ledger.contracts()))
 
     async def get_contract(self, request: web.Request) -> web.Response:
         """One contract."""
         allow(request, *READERS)
         name = _contract(request)
-        return _json(await self.live.read(lambda ledger: ledger.contract(name)))
+        return answer(await self.live.read(lambda ledger: ledger.contract(name)))
+
+    async def get_declared(self, request: web.Request) -> web.Response:
+        """Names that no node has taken part under yet."""
+        allow(request, *READERS)
+        return answer(await self.live.read(lambda ledger: ledger.declared_contracts()))
+
+    async def declare(self, request: web.Request) -> web.Response:
+        """An operator sets a name aside."""
+        allow(request, Kind.SWCI)
+        name = _contract(request)
+        await self.live.write(lambda ledger: ledger.declare_contract(name))
+        return web.json_response({})
+
+    async def reset(self, request: web.Request) -> web.Response:
+        """An operator gives the name of a completed contract to a new training."""
+        allow(request, Kind.SWCI)
+        name = _contract(request)
+
+        def act(ledger: Ledger) -> str:
+            archive = ledger.reset_contract(name)
+            ledger.declare_contract(name)
+            return archive
+
+        return web.json_response({"archive": await self.live.write(act)})
 
     async def join(self, request: web.Request) -> web.Response:
         """Makes the node a participant."""
         name = _contract(request)
         said = await body(request)
         node, incarnation = await self._act(request, said)
-        platform, model = _take(said, "platform", Platform), _take(said, "model", str)
+        platform, model = take(said, "platform", Platform), take(said, "model", str)
 
         def act(ledger: Ledger) -> TrainingContract:
             try:
@@ -279,27 +312,27 @@ class SnApi:
                 raise
             return ledger.contract(name)
 
-        return _json(await self.live.write(act))
+        return answer(await self.live.write(act))
 
     async def finish(self, request: web.Request) -> web.Response:
         """The node trains no more."""
         name = _contract(request)
         said = await body(request)
         node, incarnation = await self._act(request, said)
-        mode = _take(said, "mode", FinishMode)
+        mode = take(said, "mode", FinishMode)
 
         def act(ledger: Ledger) -> TrainingContract:
             ledger.finish(name, node, incarnation, mode)
             return ledger.contract(name)
 
-        return _json(await self.live.write(act))
+        return answer(await self.live.write(act))
 
     # rounds
 
     async def check_in(self, request: web.Request) -> web.Response:
         """The node's parameters for the round are these."""
         said = await body(request)
-        check_in = _recorded(_take(said, "check_in", CheckIn))
+        check_in = _recorded(take(said, "check_in", CheckIn))
         node, incarnation = await self._act(request, said | {"node": check_in.node})
         assert node == check_in.node
         return await self._change_round(
@@ -317,7 +350,7 @@ class SnApi:
         """The leader cannot have the blob of a node that is away."""
         said = await body(request)
         node, incarnation = await self._act(request, said)
-        absent = _take(said, "absent", str)
+        absent = take(said, "absent", str)
         return await self._change_round(
             request, lambda ledger, name, number: ledger.drop(name, number, node, incarnation, absent)
         )
@@ -326,7 +359,7 @@ class SnApi:
         """The leader has merged."""
         said = await body(request)
         node, incarnation = await self._act(request, said)
-        merged = _take(said, "merged", str)
+        merged = take(said, "merged", str)
         return await self._change_round(
             request, lambda ledger, name, number: ledger.publish(name, number, node, incarnation, merged)
         )
@@ -335,27 +368,27 @@ class SnApi:
         """Rounds from first to last."""
         allow(request, *READERS)
         name = _contract(request)
-        first = _number(request, "first", 1)
-        last = _number(request, "last", 0) or None
-        return _json(await self.live.read(lambda ledger: ledger.rounds(name, first, last)))
+        first = whole_number(request, "first", 1)
+        last = whole_number(request, "last", 0) or None
+        return answer(await self.live.read(lambda ledger: ledger.rounds(name, first, last)))
 
     async def get_round(self, request: web.Request) -> web.Response:
         """One round, now or when it has changed."""
         allow(request, *READERS)
         name, number = _round(request)
-        after, wait_s = _number(request, "after", 0), _wait_s(request)
-        return _json(await wait_for_round(self.live, name, number, after=after, wait_s=wait_s))
+        after, wait_s = whole_number(request, "after", 0), waiting_time(request)
+        return answer(await wait_for_round(self.live, name, number, after=after, wait_s=wait_s))
 
     async def get_events(self, request: web.Request) -> web.Response:
         """Events, now or when there are any."""
         allow(request, *READERS)
         contract = request.query.get("contract")
-        after, wait_s = _number(request, "after", 0), _wait_s(request)
-        return _json(await wait_for_events(self.live, contract, after=after, wait_s=wait_s))
+        after, wait_s = whole_number(request, "after", 0), waiting_time(request)
+        return answer(await wait_for_events(self.live, contract, after=after, wait_s=wait_s))
 
     async def _act(self, request: web.Request, said: dict[str, Any]) -> tuple[str, int]:
         """The node that the request acts for, which is alive by that, and its incarnation."""
-        node, incarnation = str(_acting(request, said, "node")), _take(said, "incarnation", int)
+        node, incarnation = str(acting(request, said, "node")), take(said, "incarnation", int)
         await self.membership.act(node, incarnation)
         return node, incarnation
 
@@ -366,7 +399,7 @@ class SnApi:
             change(ledger, name, number)
             return ledger.round(name, number)
 
-        return _json(await self.live.write(act))
+        return answer(await self.live.write(act))
 
 
 def check_same(asked: ContractSpec, there: ContractSpec) -> None:
@@ -386,20 +419,6 @@ def check_same(asked: ContractSpec, there: ContractSpec) -> None:
             f"training contract {there.name} exists for another model: its layout is {there.model[:12]}..., "
             f"this one's {asked.model[:12]}.... Names, shapes and dtypes of all tensors must be the same"
         )
-
-
-def _acting(request: web.Request, said: dict[str, Any], key: str) -> NodeName:
-    """The node that the peer acts for: one of the peer's own site."""
-    peer = allow(request, *ACTORS)
-    try:
-        node = NodeName.parse(_take(said, key, str))
-    except ValueError as exc:
-        raise ConfigError(f"{key}: {exc}") from exc
-    if node.site != peer.site:
-        raise NotAuthorized(f"{peer} may act for nodes of site {peer.site} only, not for {node}")
-    if node.kind not in ACTORS:
-        raise NotAuthorized(f"{peer} may act for nodes of kind {' or '.join(ACTORS)} only, not for {node}")
-    return node
 
 
 def _shown(progress: Progress) -> Progress:
@@ -428,46 +447,9 @@ def _figure(value: float | None) -> float | None:
     return value if value is not None and abs(value) <= MAX_FIGURE else None
 
 
-def _take(said: dict[str, Any], key: str, cls: type[T]) -> T:
-    if key not in said:
-        raise ProtocolError(f"the request has no field {key!r}")
-    try:
-        return decode(cls, said[key])
-    except ProtocolError as exc:
-        raise ProtocolError(f"{key}: {exc}") from exc
-
-
 def _contract(request: web.Request) -> str:
-    name = request.match_info["contract"]
-    if not LABEL.fullmatch(name):
-        raise NotFound(f"no training contract can be called {name[:80]!r}")
-    return name
+    return named(request, "contract", "training contract")
 
 
 def _round(request: web.Request) -> tuple[str, int]:
-    return _contract(request), _whole(request.match_info["number"], "the round's number")
-
-
-def _number(request: web.Request, key: str, default: int) -> int:
-    return _whole(request.query.get(key, str(default)), key)
-
-
-def _whole(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise ProtocolError(f"{what}: {text!r} is not a whole number")
-    return int(text)
-
-
-def _wait_s(request: web.Request) -> float:
-    text = request.query.get("wait_s", "0")
-    try:
-        wait_s = float(text)
-    except ValueError:
-        wait_s = math.nan
-    if not wait_s >= 0:
-        raise ProtocolError(f"wait_s: {text!r} is not a number of seconds")
-    return min(wait_s, MAX_WAIT_S)
-
-
-def _json(record: object) -> web.Response:
-    return web.json_response(encode(record))
+    return _contract(request), whole(request.match_info["number"], "the round's number")

@@ -12,6 +12,7 @@ from swarm_hpc.records import (
     CheckIn,
     ContractSpec,
     ContractState,
+    DeclaredContract,
     Event,
     FinishMode,
     MergeMethod,
@@ -23,6 +24,7 @@ from swarm_hpc.records import (
     RoundState,
     SiteRecord,
     Task,
+    TaskRun,
     Taskrunner,
     TaskrunnerPeer,
     TaskState,
@@ -33,7 +35,7 @@ from swarm_hpc.sn.chain import LogEntry
 
 ROUND_STATES = (RoundState.OPEN, RoundState.CLAIMED, RoundState.PUBLISHED)
 FINISH_MODES = (None, FinishMode.INACTIVE, FinishMode.SNAPSHOT, FinishMode.ACTIVE)
-TASK_STATES = (TaskState.IDLE, TaskState.RUNNING, TaskState.COMPLETE, TaskState.ERROR)
+TASK_STATES = (TaskState.IDLE, TaskState.RUNNING, TaskState.COMPLETE, TaskState.ERROR, TaskState.RESET)
 NO_NUMBER = -(2**255)
 """Stands for None where the ledger keeps a loss or a metric."""
 MICRO = 1_000_000
@@ -75,6 +77,11 @@ def contract(view: View) -> TrainingContract:
             for one in view["participants"]
         ),
     )
+
+
+def declared(view: View) -> DeclaredContract:
+    """Training.declared_view."""
+    return DeclaredContract(**view)
 
 
 def round_(contract_name: str, view: View) -> Round:
@@ -126,11 +133,24 @@ def task(view: View) -> Task:
 
 def taskrunner(view: View) -> Taskrunner:
     """Tasks.taskrunner_view."""
-    fields = dict(view["runner"])
-    del fields["assignment"]
+    fields = _run(view)
+    if not view["run"]:
+        fields["state"] = TaskState.IDLE
+    counts = {key: view[key] for key in ("name", "run", "num_runs", "version")}
+    return Taskrunner(**counts, **fields)
+
+
+def task_run(taskrunner: str, view: View) -> TaskRun:
+    """Tasks.run_view."""
+    return TaskRun(taskrunner=taskrunner, number=view["number"], **_run(view))
+
+
+def _run(view: View) -> dict[str, Any]:
+    fields = dict(view["last"])
+    del fields["prereq"]
     fields["state"] = TASK_STATES[fields["state"]]
-    peers = tuple(TaskrunnerPeer(**one | {"state": TASK_STATES[one["state"]]}) for one in view["peers"])
-    return Taskrunner(**fields, peers=peers)
+    fields["peers"] = tuple(TaskrunnerPeer(**one | {"state": TASK_STATES[one["state"]]}) for one in view["peers"])
+    return fields
 
 
 def event(log: LogEntry) -> Event:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm_hpc.errors import BlobCorrupt, BlobNotFound, DiskFull, NotAuthorized, NotFound
-from swarm_hpc.records import Platform
+from swarm_hpc.errors import BlobCorrupt, BlobNotFound, ContractBusy, DiskFull, NotAuthorized, NotFound
+from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform
 from swarm_hpc.sn.owners import Owners
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -94,6 +94,43 @@ async def test_another_sites_sn_reads_what_its_site_may_and_writes_nothing(swarm
     assert await sn.download(MODEL) == LAYOUT
     await two.client.join("demo", two.name, two.incarnation, Platform.PYTORCH, MODEL)
     assert await sn.download(blob) == b"parameters"
+
+
+async def test_a_reset_contract_keeps_its_blobs_under_the_archives_name(swarm, new_spec):
+    one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
+    ada = await swarm.client("alpha/swci/admin")
+    data = b"parameters of the first training"
+    blob = await put(one, data)
+    with pytest.raises(ContractBusy):
+        await ada.reset_contract("demo")
+    for node in (one, two):
+        await node.client.finish("demo", node.name, node.incarnation, FinishMode.INACTIVE)
+    assert await ada.reset_contract("demo") == "demo.1"
+    with pytest.raises(NotFound):
+        await ada.reset_contract("demo")
+    assert [each.name for each in await ada.declared_contracts()] == ["demo"]
+
+    await one.client.create_contract(new_spec(model=MODEL, merge_method=MergeMethod.GEOMEDIAN))
+    await one.client.join("demo", one.name, one.incarnation, Platform.PYTORCH, MODEL)
+    assert (await one.client.contract("demo")).round == 1
+    assert (await one.client.contract("demo.1")).state is ContractState.COMPLETED
+    assert await two.client.download(blob) == data, "beta is in the old training only"
+    fresh = await put(one, b"parameters of the second training")
+    with pytest.raises(NotAuthorized, match="belongs to demo, which site beta has not joined"):
+        await two.client.download(fresh)
+
+
+async def test_a_reset_while_the_sn_is_down_is_made_up_for(swarm, new_spec, tmp_path):
+    (one,) = await joined(swarm, "alpha/sl/one", spec=new_spec, min_peers=1)
+    await put(one, b"parameters")
+    owners = Owners(tmp_path / "owners.sqlite")
+    owners.add("ab" * 32, "demo", 3)
+    owners.add("cd" * 32, "other", 1)
+    owners.rename("demo", "demo.1")
+    owners.close()
+    again = Owners(tmp_path / "owners.sqlite")
+    assert (again.of("ab" * 32), again.contracts()) == ({"demo.1"}, {"demo.1", "other"})
+    again.close()
 
 
 async def test_blobs_need_a_contract_and_a_member(swarm, new_spec):

@@ -6,11 +6,15 @@
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
 
-SCHEMA: constant(uint256) = 3
+SCHEMA: constant(uint256) = 4
 MAX_SITES: constant(uint256) = 256
 PAGE: constant(uint256) = 32
 # What a site's account is given for gas when it is admitted, where the chain's genesis has endowed this contract.
 GRANT: constant(uint256) = 10 ** 27
+
+struct Declared:
+    name: String[63]
+    created_at: uint256
 
 struct Site:
     name: String[63]
@@ -34,6 +38,9 @@ struct Node:
     incarnation: uint256
     active: bool
     since: uint256
+
+event ContractDeclared:
+    contract: String[63]
 
 event SiteAdmitted:
     site: String[63]
@@ -93,6 +100,10 @@ decisions: HashMap[String[63], uint256]
 voted: HashMap[bytes32, HashMap[uint256, bool]]
 # Who misses a site, since it announced itself last.
 missed: HashMap[uint256, HashMap[uint256, HashMap[uint256, bool]]]
+
+num_declared: uint256
+declared: HashMap[uint256, Declared]
+declared_number: HashMap[String[63], uint256]
 
 
 @deploy
@@ -282,6 +293,16 @@ def is_member(account: address) -> bool:
     return self._is_member(account)
 
 
+@external
+@view
+def speaks_for(site: String[63], account: address) -> bool:
+    """
+    @notice Whether the account speaks for that site, which is a member.
+    """
+    number: uint256 = self.site_number[site]
+    return self.sites[number].active and self.sites[number].account == account
+
+
 @internal
 @view
 def _is_member(account: address) -> bool:
@@ -402,4 +423,37 @@ def node_page(first: uint256) -> DynArray[Node, PAGE]:
         if first + i > self.num_nodes:
             break
         page.append(self.nodes[first + i])
+    return page
+
+
+# --- names of training contracts ---
+
+
+@external
+def declare_contract(name: String[63]):
+    """
+    @notice Set a name aside for a training contract; the first node that takes part says in Training what it is.
+    """
+    assert self._is_member(msg.sender), "NotMember: the account speaks for no active site"
+    assert len(name) > 0, "ConfigError: a training contract needs a name"
+    if self.declared_number[name] != 0:
+        return
+    number: uint256 = self.num_declared + 1
+    self.num_declared = number
+    self.declared_number[name] = number
+    self.declared[number] = Declared(name=name, created_at=self._now())
+    log ContractDeclared(contract=name)
+
+
+@external
+@view
+def declared_page(first: uint256) -> DynArray[Declared, PAGE]:
+    """
+    @notice Up to 32 declared names from number `first` (from 1) on, also those that a training contract has by now.
+    """
+    page: DynArray[Declared, PAGE] = []
+    for i: uint256 in range(PAGE):
+        if first + i > self.num_declared:
+            break
+        page.append(self.declared[first + i])
     return page

@@ -8,16 +8,19 @@
 
 MAX_LINES: constant(uint256) = 256
 MAX_PEERS: constant(uint256) = 256
+BATCH: constant(uint256) = 32
 
-# States of a taskrunner and of each of its peers.
+# States of a taskrunner, of its runs and of each of its peers.
 IDLE: constant(uint256) = 0
 RUNNING: constant(uint256) = 1
 COMPLETE: constant(uint256) = 2
 ERROR: constant(uint256) = 3
+RESET: constant(uint256) = 4
 
 interface Registry:
     def authorize(node: String[135], incarnation: uint256, account: address) -> uint256: view
     def is_member(account: address) -> bool: view
+    def speaks_for(site: String[63], account: address) -> bool: view
 
 struct Task:
     name: String[63]
@@ -27,30 +30,33 @@ struct Task:
     outcome: String[160]
     finalised: bool
     created_at: uint256
+    site: String[63]
     num_lines: uint256
 
 struct TaskView:
     task: Task
     body: DynArray[String[160], MAX_LINES]
 
-struct Taskrunner:
-    name: String[63]
+struct Run:
     state: uint256
     task: String[63]
+    prereq: uint256
     counts_sl: bool
     num_peers: uint256
     target: String[135]
-    assignment: uint256
     assigned_at: uint256
     ended_at: uint256
 
 struct Peer:
     node: String[135]
     num_sl: uint256
-    invited: uint256
-    assignment: uint256
+
+# A peer in one run. `num_sl` is what it could start when the run was assigned, or when it was invited later.
+struct Part:
+    num_sl: uint256
+    invited: bool
     state: uint256
-    text: String[160]
+    text: String[1024]
     num_done: uint256
     at: uint256
 
@@ -58,12 +64,21 @@ struct PeerView:
     node: String[135]
     num_sl: uint256
     state: uint256
-    text: String[160]
+    text: String[1024]
     num_done: uint256
     at: uint256
 
 struct TaskrunnerView:
-    runner: Taskrunner
+    name: String[63]
+    run: uint256
+    num_runs: uint256
+    version: uint256
+    last: Run
+    peers: DynArray[PeerView, MAX_PEERS]
+
+struct RunView:
+    number: uint256
+    last: Run
     peers: DynArray[PeerView, MAX_PEERS]
 
 event TaskCreated:
@@ -111,18 +126,26 @@ task_number: HashMap[String[63], uint256]
 lines: HashMap[uint256, HashMap[uint256, String[160]]]
 
 num_taskrunners: public(uint256)
-runners: HashMap[uint256, Taskrunner]
+runner_name: HashMap[uint256, String[63]]
 runner_number: HashMap[String[63], uint256]
+current: HashMap[uint256, uint256]
+num_runs: HashMap[uint256, uint256]
+version: HashMap[uint256, uint256]
+runs: HashMap[uint256, HashMap[uint256, Run]]
 num_enrolled: HashMap[uint256, uint256]
 peers: HashMap[uint256, HashMap[uint256, Peer]]
 peer_number: HashMap[uint256, HashMap[String[135], uint256]]
+parts: HashMap[uint256, HashMap[uint256, HashMap[uint256, Part]]]
+# Who has ever completed a task, by the task's number: what a prerequisite asks for.
+has_done: HashMap[uint256, HashMap[String[135], bool]]
 
 
 @deploy
 def __init__(at: address):
     registry = Registry(at)
-    self._add_task("ROOTTASK", "ROOT_TASK", "swarm-hpc", "", "")
+    self._add_task("ROOTTASK", "ROOT_TASK", "swarm-hpc", "", "", "")
     self.tasks[1].finalised = True
+    self._add_taskrunner("defaulttaskbb.taskdb.sml.hpe")
 
 
 @internal
@@ -150,50 +173,58 @@ def _task(name: String[63]) -> uint256:
 
 
 @internal
-def _add_task(name: String[63], type: String[32], author: String[160], prereq: String[63], outcome: String[160]):
+def _add_task(name: String[63], type: String[32], author: String[160], prereq: String[63], outcome: String[160], site: String[63]):
     number: uint256 = self.num_tasks + 1
     self.num_tasks = number
     self.task_number[name] = number
     self.tasks[number] = Task(
-        name=name, type=type, author=author, prereq=prereq, outcome=outcome, finalised=False, created_at=self._now(), num_lines=0
+        name=name, type=type, author=author, prereq=prereq, outcome=outcome, finalised=False, created_at=self._now(), site=site, num_lines=0
     )
     log TaskCreated(task=name, type=type)
 
 
 @external
-def create_task(name: String[63], type: String[32], author: String[160], prereq: String[63], outcome: String[160]):
+def create_task(name: String[63], type: String[32], author: String[160], prereq: String[63], outcome: String[160], site: String[63]):
     """
-    @notice Create a task; its body is appended line by line, then finalised. The same again has no effect.
+    @notice Create a task for an operator of the site; its body is appended line by line, then finalised. The same
+            again has no effect.
     """
-    self._check_member(msg.sender)
+    assert staticcall registry.speaks_for(site, msg.sender), "NotMember: the account does not speak for that site, or the site is no member yet"
     assert type == "RUN_SWARM" or type == "MAKE_USER_CONTAINER" or type == "MAKE_SWARM_USER_CONTENT" or type == "PULL_IMAGE", "ConfigError: no such type of task"
     before: uint256 = self._task(prereq)
     number: uint256 = self.task_number[name]
     if number != 0:
         known: Task = self.tasks[number]
-        assert known.type == type and known.author == author and known.prereq == prereq and known.outcome == outcome, "AlreadyExists: another task has that name"
+        assert known.type == type and known.author == author and known.prereq == prereq and known.outcome == outcome and known.site == site, "AlreadyExists: another task has that name"
         return
     assert len(name) > 0, "ConfigError: a task needs a name"
     assert self.tasks[before].finalised, "TaskRefused: the prerequisite is not finalised"
-    self._add_task(name, type, author, prereq, outcome)
+    assert type == "RUN_SWARM" or len(outcome) > 0, "ConfigError: outcome: the task needs a name for what it makes"
+    self._add_task(name, type, author, prereq, outcome, site)
 
 
 @external
-def append_task_body(name: String[63], index: uint256, line: String[160]):
+def append_task_body(name: String[63], first: uint256, lines: DynArray[String[160], BATCH]):
     """
-    @notice Add or overwrite line `index` (from 1) of a task that is not finalised.
+    @notice Add or overwrite the lines from number `first` (from 1) on of a task that is not finalised.
     """
     self._check_member(msg.sender)
     number: uint256 = self._task(name)
-    num_lines: uint256 = self.tasks[number].num_lines
-    if index >= 1 and index <= num_lines and self.lines[number][index] == line:
-        return
-    assert not self.tasks[number].finalised, "TaskRefused: the task is finalised"
-    assert index >= 1 and index <= num_lines + 1, "ConfigError: lines are numbered from 1, without gaps"
-    assert index <= MAX_LINES, "ConfigError: a task's body has at most 256 lines"
-    if index > num_lines:
-        self.tasks[number].num_lines = index
-    self.lines[number][index] = line
+    assert first >= 1 and first <= self.tasks[number].num_lines + 1, "ConfigError: lines are numbered from 1, without gaps"
+    assert len(lines) > 0, "ConfigError: no line is given"
+    last: uint256 = first + len(lines) - 1
+    assert last <= MAX_LINES, "ConfigError: a task's body has at most 256 lines"
+    if self.tasks[number].finalised:
+        assert last <= self.tasks[number].num_lines, "TaskRefused: the task is finalised"
+    at: uint256 = first
+    for line: String[160] in lines:
+        if self.tasks[number].finalised:
+            assert self.lines[number][at] == line, "TaskRefused: the task is finalised"
+        else:
+            self.lines[number][at] = line
+        at += 1
+    if last > self.tasks[number].num_lines:
+        self.tasks[number].num_lines = last
 
 
 @external
@@ -257,26 +288,31 @@ def _runner(name: String[63]) -> uint256:
     return number
 
 
+@internal
+def _add_taskrunner(name: String[63]):
+    number: uint256 = self.num_taskrunners + 1
+    self.num_taskrunners = number
+    self.runner_number[name] = number
+    self.runner_name[number] = name
+    log TaskrunnerCreated(taskrunner=name)
+
+
 @external
 def create_taskrunner(name: String[63]):
     self._check_member(msg.sender)
     if self.runner_number[name] != 0:
         return
     assert len(name) > 0, "ConfigError: a taskrunner needs a name"
-    number: uint256 = self.num_taskrunners + 1
-    self.num_taskrunners = number
-    self.runner_number[name] = number
-    self.runners[number].name = name
-    log TaskrunnerCreated(taskrunner=name)
+    self._add_taskrunner(name)
 
 
 @external
-def enrol(taskrunner: String[63], node: String[135], num_sl: uint256):
+def enrol(taskrunner: String[63], node: String[135], incarnation: uint256, num_sl: uint256):
     """
-    @notice The node follows this taskrunner and can start `num_sl` SL nodes for it.
+    @notice The node follows this taskrunner and can start `num_sl` SL nodes for it: also in a run that it has not begun.
     """
     number: uint256 = self._runner(taskrunner)
-    authorized: uint256 = staticcall registry.authorize(node, 0, msg.sender)
+    authorized: uint256 = staticcall registry.authorize(node, incarnation, msg.sender)
     assert num_sl >= 1, "ConfigError: num_sl is at least 1"
     who: uint256 = self.peer_number[number][node]
     if who == 0:
@@ -286,25 +322,30 @@ def enrol(taskrunner: String[63], node: String[135], num_sl: uint256):
         self.peer_number[number][node] = who
         self.peers[number][who].node = node
         log Enrolled(taskrunner=taskrunner, node=node)
+    elif self.peers[number][who].num_sl == num_sl:
+        return
     self.peers[number][who].num_sl = num_sl
+    run: uint256 = self.current[number]
+    if run != 0 and self.runs[number][run].state == RUNNING and self.parts[number][run][who].state == IDLE:
+        self.parts[number][run][who].num_sl = num_sl
+    self.version[number] += 1
 
 
 @internal
 @view
-def _share(number: uint256, who: uint256) -> uint256:
+def _share(number: uint256, run: uint256, who: uint256) -> uint256:
     # What a peer contributes to num_peers: its SL nodes in RUN_SWARM, itself otherwise.
-    if self.runners[number].counts_sl:
-        return self.peers[number][who].num_sl
+    if self.runs[number][run].counts_sl:
+        return self.parts[number][run][who].num_sl
     return 1
 
 
 @internal
 @view
-def _state(number: uint256, who: uint256) -> uint256:
-    # What a peer reported about an earlier assignment is no longer so.
-    if self.peers[number][who].assignment != self.runners[number].assignment:
-        return IDLE
-    return self.peers[number][who].state
+def _can(number: uint256, run: uint256, who: uint256) -> bool:
+    # Whether the peer has done what comes first. ROOTTASK, number 1, is done.
+    prereq: uint256 = self.runs[number][run].prereq
+    return prereq == 1 or self.has_done[prereq][self.peers[number][who].node]
 
 
 @external
@@ -321,177 +362,220 @@ def assign(taskrunner: String[63], task: String[63], num_peers: uint256, target:
     if len(target) > 0:
         who = self.peer_number[number][target]
         assert who != 0, "NotFound: the target is not enrolled"
-    if self.runners[number].state == RUNNING:
-        same: bool = self.runners[number].task == task and self.runners[number].target == target and self.runners[number].num_peers == num_peers
-        if who == 0 or self.runners[number].task != task:
+    run: uint256 = self.current[number]
+    if run != 0 and self.runs[number][run].state == RUNNING:
+        same: bool = self.runs[number][run].task == task and self.runs[number][run].target == target and self.runs[number][run].num_peers == num_peers
+        if who == 0 or self.runs[number][run].task != task:
             assert same, "TaskRefused: the taskrunner is running"
             return
-        self._invite(number, who)
+        self._invite(number, run, who)
     else:
         self._begin(number, task, num_peers, who)
-    log Assigned(taskrunner=taskrunner, task=task, num_peers=self.runners[number].num_peers, target=target)
+        run = self.current[number]
+    self.version[number] += 1
+    log Assigned(taskrunner=taskrunner, task=task, num_peers=self.runs[number][run].num_peers, target=target)
 
 
 @internal
 def _begin(number: uint256, task: String[63], num_peers: uint256, who: uint256):
-    counts_sl: bool = self.tasks[self.task_number[task]].type == "RUN_SWARM"
-    self.runners[number].counts_sl = counts_sl
-    self.runners[number].assignment += 1
-    self.runners[number].state = RUNNING
-    self.runners[number].task = task
-    self.runners[number].target = ""
-    self.runners[number].assigned_at = self._now()
-    self.runners[number].ended_at = 0
-    if who != 0:
-        self.runners[number].target = self.peers[number][who].node
-        self.peers[number][who].invited = self.runners[number].assignment
-        self.runners[number].num_peers = self._share(number, who)
-        return
+    run: uint256 = self.num_runs[number] + 1
+    self.num_runs[number] = run
+    self.current[number] = run
+    id: uint256 = self.task_number[task]
+    self.runs[number][run].state = RUNNING
+    self.runs[number][run].task = task
+    self.runs[number][run].prereq = self.task_number[self.tasks[id].prereq]
+    self.runs[number][run].counts_sl = self.tasks[id].type == "RUN_SWARM"
+    self.runs[number][run].assigned_at = self._now()
     available: uint256 = 0
+    enrolled: uint256 = 0
     for i: uint256 in range(1, self.num_enrolled[number] + 1, bound=MAX_PEERS):
-        available += self._share(number, i)
+        self.parts[number][run][i].num_sl = self.peers[number][i].num_sl
+        enrolled += self._share(number, run, i)
+        if self._can(number, run, i):
+            available += self._share(number, run, i)
+    if who != 0:
+        assert self._can(number, run, who), "TaskRefused: the target has not completed the task's prerequisite"
+        self.runs[number][run].target = self.peers[number][who].node
+        self.parts[number][run][who].invited = True
+        self.runs[number][run].num_peers = self._share(number, run, who)
+        return
     wanted: uint256 = num_peers
     if num_peers == 0:
-        wanted = available
-    assert wanted >= 1 and wanted <= available, "TaskRefused: fewer peers are enrolled"
-    self.runners[number].num_peers = wanted
+        wanted = enrolled
+    assert wanted >= 1 and wanted <= enrolled, "TaskRefused: fewer peers are enrolled"
+    assert wanted <= available, "TaskRefused: fewer peers have completed the task's prerequisite"
+    self.runs[number][run].num_peers = wanted
 
 
 @internal
-def _invite(number: uint256, who: uint256):
-    assignment: uint256 = self.runners[number].assignment
-    state: uint256 = self._state(number, who)
-    if state == RUNNING or state == COMPLETE or (state == IDLE and self.peers[number][who].invited == assignment):
+def _invite(number: uint256, run: uint256, who: uint256):
+    assert self._can(number, run, who), "TaskRefused: the target has not completed the task's prerequisite"
+    state: uint256 = self.parts[number][run][who].state
+    if state == RUNNING or state == COMPLETE or (state == IDLE and self.parts[number][run][who].invited):
         return
     if state == IDLE:
         # It would not have been needed: the goal grows, or somebody else's share would be taken.
-        self.runners[number].num_peers += self._share(number, who)
-    self.peers[number][who].state = IDLE
-    self.peers[number][who].invited = assignment
+        self.parts[number][run][who].num_sl = self.peers[number][who].num_sl
+        self.runs[number][run].num_peers += self._share(number, run, who)
+    self.parts[number][run][who].state = IDLE
+    self.parts[number][run][who].invited = True
 
 
 @internal
 @view
-def _tally(number: uint256) -> (uint256, uint256, uint256, uint256):
+def _tally(number: uint256, run: uint256) -> (uint256, uint256, uint256, uint256):
     # Peers at work; shares begun (at work or done); shares done; shares that can still be begun.
     num_running: uint256 = 0
     begun: uint256 = 0
     done: uint256 = 0
     left: uint256 = 0
-    only_target: bool = len(self.runners[number].target) > 0
+    only_target: bool = len(self.runs[number][run].target) > 0
     for who: uint256 in range(1, self.num_enrolled[number] + 1, bound=MAX_PEERS):
-        state: uint256 = self._state(number, who)
-        share: uint256 = self._share(number, who)
+        state: uint256 = self.parts[number][run][who].state
+        share: uint256 = self._share(number, run, who)
         if state == RUNNING:
             num_running += 1
             begun += share
         elif state == COMPLETE:
             begun += share
-            if self.runners[number].counts_sl:
-                done += self.peers[number][who].num_done
+            if self.runs[number][run].counts_sl:
+                done += self.parts[number][run][who].num_done
             else:
                 done += 1
-        elif state == IDLE and (not only_target or self.peers[number][who].invited == self.runners[number].assignment):
+        elif state == IDLE and self._can(number, run, who) and (not only_target or self.parts[number][run][who].invited):
             left += share
     return num_running, begun, done, left
 
 
 @external
-def report(taskrunner: String[63], node: String[135], state: uint256, text: String[160], num_done: uint256):
+def report(taskrunner: String[63], run: uint256, node: String[135], incarnation: uint256, state: uint256, text: String[1024], num_done: uint256):
     """
-    @notice How far a peer is: running, complete or error. Beginning is refused when the task has peers enough.
+    @notice How far a peer is with that run: running, complete or error. Beginning is refused when the run has peers
+            enough.
     """
     number: uint256 = self._runner(taskrunner)
-    authorized: uint256 = staticcall registry.authorize(node, 0, msg.sender)
+    authorized: uint256 = staticcall registry.authorize(node, incarnation, msg.sender)
     assert state >= RUNNING and state <= ERROR, "ConfigError: report running, complete or error"
     who: uint256 = self.peer_number[number][node]
     assert who != 0, "NotFound: the node is not enrolled"
-    old: uint256 = self._state(number, who)
-    if old == state and self.peers[number][who].text == text and self.peers[number][who].num_done == num_done:
+    assert run >= 1 and run <= self.num_runs[number], "NotFound: the taskrunner had no such run"
+    old: uint256 = self.parts[number][run][who].state
+    if old == state and self.parts[number][run][who].text == text and self.parts[number][run][who].num_done == num_done:
         return
-    assert self.runners[number].state == RUNNING, "TaskRefused: the taskrunner has nothing to do"
+    assert run == self.current[number] and self.runs[number][run].state == RUNNING, "TaskRefused: the run is over"
     assert old != COMPLETE and old != ERROR, "TaskRefused: the peer has ended its part"
     if old == IDLE:
-        self._check_needed(number, who)
-    self.peers[number][who].assignment = self.runners[number].assignment
-    self.peers[number][who].state = state
-    self.peers[number][who].text = text
-    self.peers[number][who].num_done = num_done
-    self.peers[number][who].at = self._now()
+        self._check_needed(number, run, who)
+    self.parts[number][run][who].state = state
+    self.parts[number][run][who].text = text
+    self.parts[number][run][who].num_done = num_done
+    self.parts[number][run][who].at = self._now()
+    if state == COMPLETE:
+        self.has_done[self.task_number[self.runs[number][run].task]][node] = True
+    self.version[number] += 1
     log Reported(taskrunner=taskrunner, node=node, state=state, num_done=num_done)
-    self._end_if_done(number)
+    self._end_if_done(number, run)
 
 
 @internal
 @view
-def _check_needed(number: uint256, who: uint256):
-    if self.peers[number][who].invited == self.runners[number].assignment:
+def _check_needed(number: uint256, run: uint256, who: uint256):
+    assert self._can(number, run, who), "TaskRefused: the node has not completed the task's prerequisite"
+    if self.parts[number][run][who].invited:
         return
-    assert len(self.runners[number].target) == 0, "TaskRefused: the task is for another node"
+    assert len(self.runs[number][run].target) == 0, "TaskRefused: the task is for another node"
     num_running: uint256 = 0
     begun: uint256 = 0
     done: uint256 = 0
     left: uint256 = 0
-    num_running, begun, done, left = self._tally(number)
-    assert begun < self.runners[number].num_peers, "TaskRefused: the task has peers enough"
+    num_running, begun, done, left = self._tally(number, run)
+    assert begun < self.runs[number][run].num_peers, "TaskRefused: the task has peers enough"
 
 
 @internal
-def _end_if_done(number: uint256):
+def _end_if_done(number: uint256, run: uint256):
     num_running: uint256 = 0
     begun: uint256 = 0
     done: uint256 = 0
     left: uint256 = 0
-    num_running, begun, done, left = self._tally(number)
-    wanted: uint256 = self.runners[number].num_peers
+    num_running, begun, done, left = self._tally(number, run)
+    wanted: uint256 = self.runs[number][run].num_peers
     if num_running > 0:
         return
     if done >= wanted:
-        self.runners[number].state = COMPLETE
+        self.runs[number][run].state = COMPLETE
     elif begun + left < wanted or (begun >= wanted and done < wanted):
-        self.runners[number].state = ERROR
+        self.runs[number][run].state = ERROR
     else:
         return
-    self.runners[number].ended_at = self._now()
-    log TaskrunnerEnded(taskrunner=self.runners[number].name, state=self.runners[number].state)
+    self.runs[number][run].ended_at = self._now()
+    log TaskrunnerEnded(taskrunner=self.runner_name[number], state=self.runs[number][run].state)
 
 
 @external
 def reset_taskrunner(taskrunner: String[63]):
     """
-    @notice Drop the assignment, whatever its state: the taskrunner is idle, its peers stop what they do.
+    @notice Drop the assignment, whatever its state: the taskrunner is idle, its peers stop what they do. What they have
+            reported stays in the history of runs.
     """
     self._check_member(msg.sender)
     number: uint256 = self._runner(taskrunner)
-    if self.runners[number].state == IDLE:
+    run: uint256 = self.current[number]
+    if run == 0:
         return
-    self.runners[number].state = IDLE
-    self.runners[number].task = ""
-    self.runners[number].target = ""
-    self.runners[number].num_peers = 0
-    self.runners[number].assignment += 1
-    self.runners[number].assigned_at = 0
-    self.runners[number].ended_at = 0
+    if self.runs[number][run].state == RUNNING:
+        self.runs[number][run].state = RESET
+        self.runs[number][run].ended_at = self._now()
+    self.current[number] = 0
+    self.version[number] += 1
     log TaskrunnerReset(taskrunner=taskrunner)
 
 
 @external
 @view
 def taskrunner_name(number: uint256) -> String[63]:
-    return self.runners[number].name
+    return self.runner_name[number]
+
+
+@internal
+@view
+def _everybody(number: uint256, run: uint256) -> DynArray[PeerView, MAX_PEERS]:
+    everybody: DynArray[PeerView, MAX_PEERS] = []
+    for who: uint256 in range(1, self.num_enrolled[number] + 1, bound=MAX_PEERS):
+        part: Part = self.parts[number][run][who]
+        num_sl: uint256 = part.num_sl
+        if num_sl == 0:
+            # It takes no part in this run: it enrolled later, or there is none.
+            if run != 0 and run != self.current[number]:
+                continue
+            num_sl = self.peers[number][who].num_sl
+        everybody.append(PeerView(node=self.peers[number][who].node, num_sl=num_sl, state=part.state, text=part.text, num_done=part.num_done, at=part.at))
+    return everybody
 
 
 @external
 @view
 def taskrunner_view(name: String[63]) -> TaskrunnerView:
     number: uint256 = self._runner(name)
-    everybody: DynArray[PeerView, MAX_PEERS] = []
-    for who: uint256 in range(1, self.num_enrolled[number] + 1, bound=MAX_PEERS):
-        one: Peer = self.peers[number][who]
-        if one.assignment != self.runners[number].assignment:
-            one.state = IDLE
-            one.text = ""
-            one.num_done = 0
-            one.at = 0
-        everybody.append(PeerView(node=one.node, num_sl=one.num_sl, state=one.state, text=one.text, num_done=one.num_done, at=one.at))
-    return TaskrunnerView(runner=self.runners[number], peers=everybody)
+    run: uint256 = self.current[number]
+    return TaskrunnerView(
+        name=name, run=run, num_runs=self.num_runs[number], version=self.version[number], last=self.runs[number][run], peers=self._everybody(number, run)
+    )
+
+
+@external
+@view
+def taskrunner_version(name: String[63]) -> uint256:
+    """
+    @notice It grows with every change of the taskrunner.
+    """
+    return self.version[self._runner(name)]
+
+
+@external
+@view
+def run_view(name: String[63], run: uint256) -> RunView:
+    number: uint256 = self._runner(name)
+    assert run >= 1 and run <= self.num_runs[number], "NotFound: the taskrunner had no such run"
+    return RunView(number=run, last=self.runs[number][run], peers=self._everybody(number, run))

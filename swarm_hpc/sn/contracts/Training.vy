@@ -101,6 +101,11 @@ struct RoundView:
     merged: bytes32
     published_at: uint256
 
+event ContractReset:
+    key: indexed(bytes32)
+    contract: String[63]
+    archive: String[63]
+
 event ContractCreated:
     key: indexed(bytes32)
     contract: String[63]
@@ -223,6 +228,22 @@ def create_contract(spec: Spec):
     self.contracts[number].round = 1
     self.contracts[number].created_at = self._now()
     log ContractCreated(key=keccak256(spec.name), contract=spec.name)
+
+
+@external
+def reset_contract(name: String[63], archive: String[63]):
+    """
+    @notice Make the name of a completed contract free for another training. The old one stays as `archive`.
+    """
+    assert staticcall registry.is_member(msg.sender), "NotMember: the account speaks for no active site"
+    id: uint256 = self._contract(name)
+    assert self.contracts[id].completed, "ContractBusy: the training contract is not completed"
+    assert len(archive) > 0, "ConfigError: the old contract needs a name"
+    assert self.contract_number[archive] == 0, "AlreadyExists: another training contract has the name of the archive"
+    self.contract_number[name] = 0
+    self.contract_number[archive] = id
+    self.contracts[id].spec.name = archive
+    log ContractReset(key=keccak256(name), contract=name, archive=archive)
 
 
 @internal
