@@ -162,7 +162,7 @@ def _terms(options: argparse.Namespace) -> LicenseTerms:
     start = _date("from", options.valid_from, at_end=False) if options.valid_from else now
     if options.until and options.days is not None:
         raise ConfigError("--days: goes without --until")
-    end = _date("until", options.until, at_end=True) if options.until else start + _span(options.days)
+    end = _date("until", options.until, at_end=True) if options.until else _span(start, options.days)
     if end <= max(start, now):
         raise ConfigError(f"--until: {end:%Y-%m-%d %H:%M} UTC is past, or before the licence begins")
     values = {
@@ -180,21 +180,22 @@ def _terms(options: argparse.Namespace) -> LicenseTerms:
         raise ConfigError(f"swarm-hpc license sign: {exc}") from exc
 
 
-def _span(days: int | None) -> timedelta:
+def _span(start: datetime, days: int | None) -> datetime:
     try:
-        return timedelta(days=_DAYS if days is None else days)
+        return start + timedelta(days=_DAYS if days is None else days)
     except OverflowError as exc:
         raise ConfigError(f"--days: {days} is too many") from exc
 
 
 def _date(flag: str, text: str, *, at_end: bool) -> datetime:
+    """A moment in UTC; a day alone is its first moment, or with `at_end` the one after its last."""
+    is_day = len(text) <= len("2027-01-31")
     try:
         found = datetime.fromisoformat(text)
-    except ValueError as exc:
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        return found + timedelta(days=1) if at_end and is_day else found
+    except (ValueError, OverflowError) as exc:
         raise ConfigError(f"--{flag}: {text!r} is no date, such as 2027-01-31 or 2027-01-31T12:00+01:00") from exc
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=UTC)
-    return found + timedelta(days=1) if at_end and len(text) <= len("2027-01-31") else found.astimezone(UTC)
 
 
 def _text(terms: LicenseTerms) -> str:

@@ -16,7 +16,7 @@ from swarm_hpc.errors import ConfigError, LicenseError, ProtocolError
 from swarm_hpc.identity.bundle import write
 from swarm_hpc.license import file
 from swarm_hpc.license.state import Seat, Seats
-from swarm_hpc.license.terms import LicenseStatus, LicenseTerms, SeatRequest
+from swarm_hpc.license.terms import LicenseStatus, LicenseTerms, SeatRequest, day
 from swarm_hpc.records import decode, encode
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class InstalledLicense:
         self._stamp = stamp
         try:
             self._terms, self._error = file.read(self.path, self.key), ""
-            log.info("licence %s: %d seats until %s", self._terms.id, self._terms.seats, self._terms.valid_until)
+            log.info("licence %s: %d seats until %s", self._terms.id, self._terms.seats, day(self._terms.valid_until))
         except LicenseError as exc:
             self._terms, self._error = None, str(exc)
             log.error("%s", exc)
