@@ -12,7 +12,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from swarm_hpc.errors import ConfigError, LicenseError, ProtocolError
+from swarm_hpc.errors import ConfigError, DiskFull, LicenseError, ProtocolError
 from swarm_hpc.identity.bundle import write
 from swarm_hpc.license import file
 from swarm_hpc.license.state import Seat, Seats
@@ -100,6 +100,7 @@ class Desk:
     file: Path
     warn_days: float
     _warned_at: float = field(default=float("-inf"))
+    _unsaved: bool = False
 
     @classmethod
     def open(cls, data_dir: Path, key: Ed25519PublicKey, *, lease_s: float, warn_days: float) -> Desk:
@@ -123,8 +124,8 @@ class Desk:
         except LicenseError as exc:
             log.warning("refused %s: %s", asked.node, exc)
             raise
+        self._save(changed=changed)
         if changed:
-            self._save()
             log.info("%s has %d seats: %d of %d are taken", asked.node, asked.num_seats, self.seats.used, terms.seats)
 
     def renew(self, asked: SeatRequest) -> None:
@@ -134,15 +135,15 @@ class Desk:
 
     def release(self, asked: SeatRequest) -> None:
         """Give seats back; nothing where there are none."""
-        if self.seats.release(asked.node, asked.instance):
-            self._save()
+        changed = self.seats.release(asked.node, asked.instance)
+        self._save(changed=changed)
+        if changed:
             log.info("%s gave its seats back", asked.node)
 
     def expire(self) -> None:
         """Free the seats of those that were not heard of."""
         over = self.seats.expire(time.monotonic())
-        if over:
-            self._save()
+        self._save(changed=bool(over))
         for seat in over:
             log.warning("%s was not heard of for %g s: its seats are free", seat.node, self.lease_s)
 
@@ -171,8 +172,18 @@ class Desk:
             holders=self.seats.holders(time.monotonic()),
         )
 
-    def _save(self) -> None:
-        write(self.file, json.dumps(encode(self.seats.taken), indent=1).encode() + b"\n", mode=0o600)
+    def _save(self, *, changed: bool) -> None:
+        """Write the table where it differs from the file, also because that failed before. DiskFull."""
+        self._unsaved = self._unsaved or changed
+        if not self._unsaved:
+            return
+        try:
+            write(self.file, json.dumps(encode(self.seats.taken), indent=1).encode() + b"\n", mode=0o600)
+        except OSError as exc:
+            raise DiskFull(
+                f"the licence server cannot write {self.file} ({exc.strerror}): its admin has to make room"
+            ) from exc
+        self._unsaved = False
 
 
 def _load(path: Path) -> tuple[Seat, ...]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from swarm_hpc.config import ConnectionConfig
-from swarm_hpc.errors import ConfigError, LicenseError, NotAuthorized, ProtocolError
+from swarm_hpc.errors import ConfigError, DiskFull, LicenseError, NotAuthorized, ProtocolError
 from swarm_hpc.license import node
 from swarm_hpc.records import Kind
 from swarm_hpc.transport.client import ApiClient, expect_kind
@@ -127,6 +127,23 @@ async def test_a_request_that_is_none_is_refused(start, sites, owner, asked) -> 
     async with ApiClient(sites.identity(A), address, expect=expect_kind(Kind.LICENSE), connection=connection) as api:
         with pytest.raises(ProtocolError, match="SeatRequest"):
             await api.call("POST", "/v1/seats", body=asked)
+
+
+async def test_a_seat_that_cannot_be_kept_on_disk_is_not_promised(start, client, owner, monkeypatch) -> None:
+    owner.install()
+    address = await start()
+    alpha = await client(A, address)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("swarm_hpc.license.desk.write", full)
+        for _ in range(2):
+            with pytest.raises(DiskFull, match=r"cannot write .*seats\.json \(No space left on device\)"):
+                await alpha.acquire(seat(A))
+    await alpha.acquire(seat(A))
+    assert A in (owner.data_dir / "seats.json").read_text()
 
 
 async def test_a_server_needs_the_owner_s_key(server_config, sites) -> None:
