@@ -52,6 +52,14 @@ class SlPlace(StrEnum):
     """In a container of its own, made from the same image."""
 
 
+class LicenseKind(StrEnum):
+    """Whether an SL node needs a seat."""
+
+    NONE = "none"
+    SERVER = "server"
+    """From a licence server."""
+
+
 class LedgerKind(StrEnum):
     """Which ledger an SN keeps."""
 
@@ -343,6 +351,51 @@ class ImageConfig:
 
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
+class LicenseConfig:
+    """The seat that an SL node trains on. All but `kind` are for license=server."""
+
+    kind: LicenseKind = LicenseKind.NONE
+    server: str = ""
+    """host:port of the consortium's licence server."""
+    wait_s: float = 0.0
+    """How long a node that starts waits for a free seat; 0: it ends at once where there is none."""
+    grace_s: float = 900.0
+    """How long a node trains on while the licence server cannot be reached."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "wait_s")
+        positive(self, "grace_s")
+        if self.kind is LicenseKind.SERVER and not self.server:
+            raise ConfigError("server: host:port of the licence server; give license.server=HOST:5814")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class LicenseServerConfig:
+    """`swarm-hpc license`: the consortium's licence server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 5814
+    """Its inbound port; 0 takes a free one."""
+    data_dir: str = "swarm-license"
+    """Where the licence and who has seats are kept."""
+    public_key: str = ""
+    """PEM file of the owner's public key: only licences that are signed with its private key count."""
+    lease_s: float = 60.0
+    """The seats of a node that is not heard of for this long are free again."""
+    warn_days: float = 14.0
+    """So many days before the licence ends the log and the status begin to say so."""
+    identity: IdentityConfig
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        positive(self, "lease_s")
+        at_least(self, 0, "warn_days")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
 class SlConfig:
     """`swarm-hpc sl`: a swarm learning node beside one ML program."""
 
@@ -362,6 +415,7 @@ class SlConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
     job: JobConfig = field(default_factory=JobConfig)
     program: ProgramConfig
@@ -537,6 +591,7 @@ class SubmitConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def __post_init__(self) -> None:
