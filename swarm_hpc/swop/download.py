@@ -106,9 +106,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        split = check_uri(newurl, self._allowed)
-        if split.scheme == "file" or (req.type == "https" and split.scheme != "https"):
-            raise ConfigError(f"{req.full_url}: the server sends us on to {newurl}, which is not taken")
+        try:
+            if check_uri(newurl, self._allowed).scheme != "https" and req.type == "https":
+                raise ConfigError(f"{req.full_url}: the server sends us on to {newurl}, without TLS; that is not taken")
+        except ConfigError:
+            fp.close()
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 

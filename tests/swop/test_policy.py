@@ -46,7 +46,7 @@ def test_without_a_policy_every_task_is_taken():
         ("types: []", task(), RUN, "no tasks"),
         ("sites: [beta]", task(), RUN, "'alpha', is not among beta"),
         ("sites: []", task(), RUN, "nothing at all"),
-        ("authors: [j?]", task(), RUN, "author"),
+        ("authors: ['j?']", task(), RUN, "author"),
         ("outcomes: [user-*]", task(TaskType.PULL_IMAGE), PULL, "what it makes"),
         ("registries: [docker.io/*]", task(TaskType.PULL_IMAGE), PULL, "hub.example.org/team/env:1"),
         ("downloads: ['https://d.org/*']", task(), fetch("https://e.org/x"), "downloads"),

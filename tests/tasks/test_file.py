@@ -86,6 +86,11 @@ def test_a_task_has_exactly_the_six_keys():
         task(Names="x")
 
 
+KEYS = (
+    *("Command", "Entrypoint", "WorkingDir", "Envvars", "PrivateContent", "SharedContent", "Src", "Tgt", "MType"),
+    *("BuildContext", "BuildType", "BuildSteps", "ContentType", "OpsList", "Operation", "Target", "Options", "Out"),
+    *("Tag", "RepoName", "OrgAndReg", "Auth", "Username", "Password"),
+)
 values = st.recursive(
     st.none() | st.text(max_size=20) | st.sampled_from(["BIND", "VOLUME", "/a", "INLINE", "FROM x", "DOWNLOAD"]),
     lambda inner: (
