@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -148,3 +150,29 @@ def test_a_process_does_a_job_and_ends_with_the_reason(site, monkeypatch):
     file.write_text(json.dumps({"task": 1}))
     with pytest.raises(ConfigError, match="no description of a job"):
         read_job(file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_leaves_nothing_that_disturbs_the_next_one(site, number):
+    waits = f'[ "$1" != build ] || {{ : >{site.root}/started; exec sleep 60; }}; echo apptainer version 1.4.5'
+    put(site.apptainer, waits)
+    body = MakeUserContainer(build_context=None, build_steps=("FROM sl-pytorch",))
+    job = Job(
+        task="t", type=TaskType.MAKE_USER_CONTAINER, outcome="user-env", body=to_lines(body), places=site.places()
+    )
+    write_job(site.root / "job.json", job)
+    # without unshare, which is what root builds with
+    code = "import sys; from swarm_hpc.slurm import build; from swarm_hpc.swop import work; build._as_builder = list; "
+    code += "sys.exit(work.main(sys.argv[1:]))"
+    with subprocess.Popen([sys.executable, "-c", code, site.root / "job.json"], stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while not (site.root / "started").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        told = process.communicate(timeout=30)[0].decode()
+    assert told.endswith("stopped\n") == (number == signal.SIGTERM)
+    assert not (site.images / "user-env.sif").exists()
+    put(site.apptainer, APPTAINER)
+    site.build("FROM sl-pytorch")
+    assert [one.name for one in site.images.iterdir() if one.name.startswith(".build")] == []

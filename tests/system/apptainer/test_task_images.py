@@ -97,6 +97,6 @@ def test_an_image_is_built_from_lines_of_a_dockerfile_and_does_what_they_say(use
 
 
 def run(who: Unprivileged, apptainer: Path, verb: str, image: Path, *words: str) -> str:
-    done: subprocess.CompletedProcess[str] = who.run(apptainer, verb, "--cleanenv", "--no-home", image, *words)
+    done = who.run(apptainer, verb, "--cleanenv", "--no-home", image, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
