@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -86,7 +87,7 @@ class Part:
         return replace(self, slots=tuple(slot if one.index == slot.index else one for one in self.slots))
 
 
-def begin(taskrunner: str, run: int, task: str, kind: TaskType, *, token: str, swop: str, indexes: list[int]) -> Part:
-    """A part that has started nothing yet."""
-    slots = tuple(Slot(index=index, tag=f"swarm-{swop}-{run}-{index}-{token}") for index in indexes)
-    return Part(taskrunner=taskrunner, run=run, task=task, kind=kind, token=token, slots=slots)
+def with_slots(part: Part, swop: str, indexes: Sequence[int]) -> Part:
+    """The part with slots that are to be started."""
+    slots = (Slot(index=index, tag=f"swarm-{swop}-{part.run}-{index}-{part.token}") for index in indexes)
+    return replace(part, slots=tuple(slots))

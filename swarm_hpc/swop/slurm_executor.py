@@ -1,0 +1,139 @@
+"""SL nodes as Slurm jobs: one job per node of the profile, as `swarm-hpc submit` makes it, and never two under a tag."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from swarm_hpc import settings_file
+from swarm_hpc.config import ExperimentConfig, SiteConfig, SubmitConfig, SwopConfig
+from swarm_hpc.errors import SlurmError
+from swarm_hpc.records import Platform
+from swarm_hpc.slurm.command import run
+from swarm_hpc.slurm.executor import submit
+from swarm_hpc.slurm.job import Job
+from swarm_hpc.slurm.plan import node_prefix, plan_job
+from swarm_hpc.slurm.query import fetch_jobs, find_job
+from swarm_hpc.slurm.script import script
+from swarm_hpc.swop import attended
+from swarm_hpc.swop.executor import Executor, Order, Standing
+from swarm_hpc.swop.part import SlotState
+
+_STARTED: Final = "started"
+_ENDED: Final = "ended"
+_CANCELLED: Final = "cancelled"
+# A second job of the slot ends at once; a requeued one has the same ID and goes on. `ln` makes the file with its
+# content or not at all, on NFS, too. The end is written for a SWOP that comes back after Slurm has forgotten the job.
+_FENCE: Final = (
+    'cd "{folder}"',
+    'echo "$SLURM_JOB_ID" > "started.$SLURM_JOB_ID"',
+    'ln "started.$SLURM_JOB_ID" started 2>/dev/null || [ "$(cat started)" = "$SLURM_JOB_ID" ]'
+    ' || {{ echo "this was begun by job $(cat started)"; exit 0; }}',
+    "rm -f ended",
+    "trap 'echo $? > {quoted}/ended.new && mv {quoted}/ended.new {quoted}/ended' EXIT",
+    'cd "$SLURM_SUBMIT_DIR"',
+)
+
+
+class SlurmExecutor(Executor):
+    """A handle is a job's ID."""
+
+    def __init__(self, config: SwopConfig) -> None:
+        self._config = config
+
+    def start(self, order: Order) -> str:
+        folder = order.folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if found := _read(folder / _STARTED):
+            return found
+        if (job := find_job(order.tag, now=time.time())) is not None:
+            return job.id
+        return submit(self.script(order), folder)
+
+    def script(self, order: Order) -> str:
+        """The job's text. Writes the settings of its tasks."""
+        folder = order.folder.absolute()
+        site = self._site(order)
+        settings = SubmitConfig(
+            experiment=ExperimentConfig(
+                name="task",
+                metric="metric",
+                platform=Platform.PYTORCH,
+                prepare=[],
+                train=order.program.command,
+                env=order.program.env,
+            ),
+            site=site,
+            data_dir=str(folder),
+            connection=self._config.connection,
+            merge=self._config.merge,
+            transfer=self._config.transfer,
+            round=order.round,
+            container=order.container,
+        )
+        words = settings_file.write(folder / "settings", "submit", "node", settings)[1:]
+        fenced = replace(site, setup=[*(line.format(**_folders(folder)) for line in _FENCE), *site.setup])
+        return script(plan_job(fenced, name=order.tag, log=str(folder / "slurm-%j.log"), words=words))
+
+    def _site(self, order: Order) -> SiteConfig:
+        site = self._config.site
+        gpus = order.num_gpus if order.num_gpus > 0 else site.gpus_per_task
+        return replace(site, run_dir=str(order.folder.absolute()), identity=order.identity, gpus_per_task=gpus)
+
+    def poll(self, folder: Path, handle: str) -> Standing:
+        id = _read(folder / _STARTED) or handle
+        found = fetch_jobs([id], now=time.time())
+        if found:
+            return _standing(found[0])
+        code = _read(folder / _ENDED)
+        if not code:
+            return Standing(SlotState.FAILED, f"job {id}: Slurm knows it no more, and it left no word of its end")
+        return Standing(SlotState.DONE if code == "0" else SlotState.FAILED, f"job {id}: exit code {code}")
+
+    def cancel(self, folder: Path, tag: str, handle: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / _STARTED).exists():
+            # keeps a job of that tag from starting its program, if there is one that we do not know of
+            beside = folder / f"{_STARTED}.{_CANCELLED}"
+            beside.write_text(f"{_CANCELLED}\n", encoding="ascii")
+            beside.replace(folder / _STARTED)
+        ids = {_read(folder / _STARTED), handle} - {"", _CANCELLED}
+        if (job := find_job(tag, now=time.time())) is not None:
+            ids.add(job.id)
+        for id in sorted(ids):
+            try:
+                run("scancel", id)
+            except SlurmError as exc:
+                if "Invalid job id" not in str(exc):
+                    raise
+
+    def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
+        id = _read(folder / _STARTED) or handle
+        logs = sorted((folder / f"job-{id}").glob("task-*/ml.log*"))
+        found = [attended.tail(file, num_lines) for file in [*logs, folder / f"slurm-{id}.log"]]
+        return next((lines for lines in found if lines), [])
+
+    def node_prefix(self, name: str, handle: str) -> str:
+        return node_prefix(self._config.site.name, handle) if handle else ""
+
+
+def _standing(job: Job) -> Standing:
+    why = f"job {job.id} {job.state.lower()}{f': {job.why}' if job.why else ''}"
+    where = f" on {job.nodes}" if job.nodes and not job.is_over else ""
+    if not job.is_over:
+        return Standing(SlotState.STARTED, why + where)
+    return Standing(SlotState.DONE if job.state == "COMPLETED" else SlotState.FAILED, why)
+
+
+def _folders(folder: Path) -> dict[str, str]:
+    return {"folder": str(folder), "quoted": shlex.quote(str(folder))}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""
