@@ -34,9 +34,7 @@ def main(folder: Path) -> None:
         return
     order = json.loads((folder / ORDER).read_text(encoding="utf-8"))
     try:
-        process = Process.start(
-            "command", order["command"], log=folder / LOG, env=order["env"], cwd=Path(order["cwd"])
-        )
+        process = Process.start("command", order["command"], log=folder / LOG, env=order["env"], cwd=Path(order["cwd"]))
     except ProgramFailed as exc:
         print(exc, flush=True)
         write_end(folder, _CANNOT_START)

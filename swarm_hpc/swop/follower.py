@@ -124,9 +124,7 @@ class Follower:
             log.info("run %d of %s is not for us: %s", runner.run, runner.name, exc)
             return False
         task, prereqs = await self._fetch(runner.task)
-        part = Part(
-            taskrunner=runner.name, run=runner.run, task=task.name, kind=task.type, token=uuid.uuid4().hex[:8]
-        )
+        part = Part(taskrunner=runner.name, run=runner.run, task=task.name, kind=task.type, token=uuid.uuid4().hex[:8])
         log.info("run %d of %s: %s %s of site %s", runner.run, runner.name, task.type, task.name, task.site)
         try:
             self._doing = await asyncio.to_thread(self._workshop.open, task, prereqs)

@@ -27,6 +27,7 @@ class LocalExecutor(Executor):
         self._transfer = transfer
 
     def start(self, order: Order) -> str:
+        """An `Executor`'s: at most once per slot."""
         folder = order.folder.absolute()
         program = order.program
         program.log = str(folder / ML_LOG)
@@ -46,13 +47,17 @@ class LocalExecutor(Executor):
         return attended.start(folder, [sys.executable, "-m", "swarm_hpc.cli", *words], env={}, cwd=folder)
 
     def poll(self, folder: Path, handle: str) -> Standing:
+        """How it stands."""
         return attended.poll(folder)
 
     def cancel(self, folder: Path, tag: str, handle: str) -> None:
+        """End it, or keep it from starting."""
         attended.cancel(folder)
 
     def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
+        """The program's last lines; else those of what has started it."""
         return attended.tail(folder / ML_LOG, num_lines) or attended.tail(folder / attended.LOG, num_lines)
 
     def node_prefix(self, name: str, handle: str) -> str:
+        """How the names of its SL nodes begin."""
         return f"{self._site.name}/{Kind.SL}/{name}"

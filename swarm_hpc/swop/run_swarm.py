@@ -76,7 +76,9 @@ def program(
         env = {name: _translate(value, body, seen) for name, value in env.items()}
         work = _lead(PurePosixPath(work), seen) or work
         if not Path(work).is_dir():
-            raise ConfigError(f"WorkingDir: there is no folder {work} here, and no content of the task that leads to it")
+            raise ConfigError(
+                f"WorkingDir: there is no folder {work} here, and no content of the task that leads to it"
+            )
         if words[0] in _PYTHONS:
             words[0] = "python"  # the interpreter that runs the SL
     late = [f"{name}={env.pop(name)}" for name in _SET_BY_JOBS if name in env]
@@ -96,13 +98,17 @@ def container(config: ContainerConfig, image: str, seen: Sequence[Seen]) -> Cont
 
 def rules(config: RoundConfig, env: Mapping[str, str]) -> RoundConfig:
     """The training's rules with what the profile says of them in HPE's variables. ConfigError."""
-    changes: dict[str, int] = {}
+    found: dict[str, int] = {}
     for name, key in _ROUND.items():
         if text := env.get(name, ""):
             if not text.isdecimal():
                 raise ConfigError(f"{name}: {text!r} is no number of seconds")
-            changes[key] = int(text)
-    return replace(config, **changes)
+            found[key] = int(text)
+    return replace(
+        config,
+        leader_timeout_s=found.get("leader_timeout_s", config.leader_timeout_s),
+        quorum_wait_s=found.get("quorum_wait_s", config.quorum_wait_s),
+    )
 
 
 def unmapped(env: Mapping[str, str]) -> list[str]:
@@ -154,7 +160,7 @@ def _covering(path: PurePosixPath, seen: Sequence[Seen]) -> Seen | None:
 
 def _lead(path: PurePosixPath, seen: Sequence[Seen]) -> str | None:
     found = _covering(path, seen)
-    return found and found.leads(path)
+    return None if found is None else found.leads(path)
 
 
 def _volume(volumes: Path, name: str, index: int) -> Path:

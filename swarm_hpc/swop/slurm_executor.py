@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,13 +29,13 @@ _CANCELLED: Final = "cancelled"
 # A second job of the slot ends at once; a requeued one has the same ID and goes on. `ln` makes the file with its
 # content or not at all, on NFS, too. The end is written for a SWOP that comes back after Slurm has forgotten the job.
 _FENCE: Final = (
-    'cd "{folder}"',
-    'echo "$SLURM_JOB_ID" > "started.$SLURM_JOB_ID"',
-    'ln "started.$SLURM_JOB_ID" started 2>/dev/null || [ "$(cat started)" = "$SLURM_JOB_ID" ]'
-    ' || {{ echo "this was begun by job $(cat started)"; exit 0; }}',
-    "rm -f ended",
-    "trap 'echo $? > {quoted}/ended.new && mv {quoted}/ended.new {quoted}/ended' EXIT",
-    'cd "$SLURM_SUBMIT_DIR"',
+    'echo "$SLURM_JOB_ID" > {folder}/started."$SLURM_JOB_ID"',
+    'ln {folder}/started."$SLURM_JOB_ID" {folder}/started 2>/dev/null'
+    ' || [ "$(cat {folder}/started)" = "$SLURM_JOB_ID" ]'
+    ' || {{ echo "this is for job $(cat {folder}/started)"; exit 0; }}',
+    "rm -f {folder}/ended",
+    'trap \'echo $? > "$SWARM_SLOT/ended.new" && mv "$SWARM_SLOT/ended.new" "$SWARM_SLOT/ended"\' EXIT',
+    "SWARM_SLOT={folder}",
 )
 
 
@@ -45,6 +46,7 @@ class SlurmExecutor(Executor):
         self._config = config
 
     def start(self, order: Order) -> str:
+        """An `Executor`'s: at most once per slot."""
         folder = order.folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         if found := _read(folder / _STARTED):
@@ -75,7 +77,7 @@ class SlurmExecutor(Executor):
             container=order.container,
         )
         words = settings_file.write(folder / "settings", "submit", "node", settings)[1:]
-        fenced = replace(site, setup=[*(line.format(**_folders(folder)) for line in _FENCE), *site.setup])
+        fenced = replace(site, setup=[*(line.format(folder=shlex.quote(str(folder))) for line in _FENCE), *site.setup])
         return script(plan_job(fenced, name=order.tag, log=str(folder / "slurm-%j.log"), words=words))
 
     def _site(self, order: Order) -> SiteConfig:
@@ -84,6 +86,7 @@ class SlurmExecutor(Executor):
         return replace(site, run_dir=str(order.folder.absolute()), identity=order.identity, gpus_per_task=gpus)
 
     def poll(self, folder: Path, handle: str) -> Standing:
+        """How it stands."""
         id = _read(folder / _STARTED) or handle
         found = fetch_jobs([id], now=time.time())
         if found:
@@ -94,12 +97,12 @@ class SlurmExecutor(Executor):
         return Standing(SlotState.DONE if code == "0" else SlotState.FAILED, f"job {id}: exit code {code}")
 
     def cancel(self, folder: Path, tag: str, handle: str) -> None:
+        """End it, or keep it from starting."""
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _STARTED).exists():
-            # keeps a job of that tag from starting its program, if there is one that we do not know of
-            beside = folder / f"{_STARTED}.{_CANCELLED}"
-            beside.write_text(f"{_CANCELLED}\n", encoding="ascii")
-            beside.replace(folder / _STARTED)
+        beside = folder / f"{_STARTED}.{_CANCELLED}"
+        beside.write_text(f"{_CANCELLED}\n", encoding="ascii")
+        with suppress(FileExistsError):  # keeps a job of that tag that we do not know of from starting its program
+            (folder / _STARTED).hardlink_to(beside)
         ids = {_read(folder / _STARTED), handle} - {"", _CANCELLED}
         if (job := find_job(tag, now=time.time())) is not None:
             ids.add(job.id)
@@ -111,12 +114,14 @@ class SlurmExecutor(Executor):
                     raise
 
     def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
+        """The program's last lines; else those of what has started it."""
         id = _read(folder / _STARTED) or handle
         logs = sorted((folder / f"job-{id}").glob("task-*/ml.log*"))
         found = [attended.tail(file, num_lines) for file in [*logs, folder / f"slurm-{id}.log"]]
         return next((lines for lines in found if lines), [])
 
     def node_prefix(self, name: str, handle: str) -> str:
+        """How the names of its SL nodes begin."""
         return node_prefix(self._config.site.name, handle) if handle else ""
 
 
@@ -126,10 +131,6 @@ def _standing(job: Job) -> Standing:
     if not job.is_over:
         return Standing(SlotState.STARTED, why + where)
     return Standing(SlotState.DONE if job.state == "COMPLETED" else SlotState.FAILED, why)
-
-
-def _folders(folder: Path) -> dict[str, str]:
-    return {"folder": str(folder), "quoted": shlex.quote(str(folder))}
 
 
 def _read(file: Path) -> str:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from swarm_hpc.records import Taskrunner, TaskrunnerPeer, TaskState
 from swarm_hpc.swop.part import Part
 
+
 class Step(Enum):
     """The next thing to do."""
 
