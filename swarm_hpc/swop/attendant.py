@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     try:
         process = Process.start("command", order["command"], log=folder / LOG, env=order["env"], cwd=Path(order["cwd"]))
     except ProgramFailed as exc:
-        print(exc, flush=True)
+        print(exc, flush=True)  # noqa: T201 - our output is the log
         write_end(folder, _CANNOT_START)
         return
     while process.code is None and not told.wait(processes.POLL_S):

@@ -46,7 +46,10 @@ class Workshop(ABC):
 
     @abstractmethod
     def open(self, task: Task, prereqs: Sequence[Task]) -> Doing:
-        """Take on the task; `prereqs` are what comes before it, the nearest first. TaskRefused: the site's policy is against it. ConfigError: its body cannot be done here."""
+        """Take on the task; `prereqs` are what comes before it, the nearest first.
+
+        TaskRefused: the site's policy is against it. ConfigError: its body cannot be done here.
+        """
 
     @abstractmethod
     def cancel(self, kind: TaskType, slot: Slot, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one part that a SWOP node is doing, on disk: whatever moment SWOP is killed at, it finds out what it has begun."""
+"""The one part that a SWOP node is doing, on disk: a SWOP that was killed finds out what it had begun."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ async def run(config: SwopConfig) -> None:
 
 
 async def live(config: SwopConfig) -> None:
-    """Be a SWOP node for ever. ConfigError: settings or profile; Fenced, DuplicateNode: another process has the name."""
+    """Be a SWOP node for ever. ConfigError: settings, profile. Fenced, DuplicateNode: another process has the name."""
     profile = read_profile(Path(config.profile))
     for note in [*profile.notes, *_unmapped(profile)]:
         log.warning("%s: %s", config.profile, note)
@@ -53,7 +53,7 @@ async def follow(config: SwopConfig, taskrunner: str, workshop: Workshop, addres
     """Register, and do what the taskrunner is given. Raises as `live`."""
     identity = load(config.identity)
     _check_name(config, identity)
-    state_dir = Path(config.state_dir).absolute()
+    state_dir = _state_dir(config)
     async with AsyncExitStack() as stack:
         stack.enter_context(alone(state_dir))
         sn = await stack.enter_async_context(SnClient(identity, address, connection=config.connection))
@@ -99,6 +99,10 @@ def _ended_by_signals(life: asyncio.Future[None]) -> Iterator[None]:
         for number in numbers:
             with contextlib.suppress(ValueError):
                 loop.remove_signal_handler(number)
+
+
+def _state_dir(config: SwopConfig) -> Path:
+    return Path(config.state_dir).absolute()
 
 
 def _check_name(config: SwopConfig, identity: Identity) -> None:

@@ -1,4 +1,4 @@
-"""SL nodes as Slurm jobs: one job per node of the profile, as `swarm-hpc submit` makes it, and never two under a tag."""
+"""SL nodes as Slurm jobs: per node of the profile one, as `swarm-hpc submit` makes it, and never two under a tag."""
 
 from __future__ import annotations
 
