@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+
+from swarm_hpc import settings_file
+from swarm_hpc.config import SwopConfig
 
 PROGRAM = Path(__file__).parent / "programs" / "train.py"
 VALUES = (1.0, 3.0)
@@ -83,3 +92,29 @@ class Project:
 
     def merged(self) -> list[float]:
         return [float((self.data(index) / "merged").read_text()) for index in range(len(VALUES))]
+
+
+@contextmanager
+def swop_process(config: SwopConfig, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """`swarm-hpc swop`; it is killed at the end of the block."""
+    words = settings_file.write(Path(config.state_dir) / "settings", "swop", "swop", config)
+    with (Path(config.state_dir) / "swop.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "swarm_hpc.cli", *words], stderr=log, env={**os.environ, **(env or {})}
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def log_of(config: SwopConfig) -> str:
+    files = [Path(config.state_dir) / "swop.log", *Path(config.state_dir).glob("runs/*/slot-*/*log")]
+    return "\n".join(f"--- {file}\n{file.read_text()}" for file in files)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.05)

@@ -146,6 +146,7 @@ async def _second(site: Site) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_ten_swops_do_200_tasks_one_after_the_other(site: Site) -> None:
     ada = await site.operator()
     benches = {f"swop{number}": Bench(num_sl=2) for number in range(10)}

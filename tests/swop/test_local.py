@@ -5,35 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from swarm_hpc import settings_file
 from swarm_hpc.config import ExecutorKind, SwopConfig
 from swarm_hpc.records import TaskState
 from swarm_hpc.swop import attended
 from tests.swop.conftest import RUNNER, Site, ended, enrolled, make_task, until
-from tests.swop.lab import Project
+from tests.swop.lab import Project, eventually, log_of, swop_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@contextmanager
-def swop_process(config: SwopConfig) -> Iterator[subprocess.Popen[bytes]]:
-    """`swarm-hpc swop`; it is killed at the end of the block."""
-    words = settings_file.write(Path(config.state_dir) / "settings", "swop", "swop", config)
-    with (Path(config.state_dir) / "swop.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "swarm_hpc.cli", *words], stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -49,17 +32,6 @@ def config(site: Site, project: Project) -> Iterator[SwopConfig]:
     yield config
     for claim in Path(config.state_dir).glob("runs/*/slot-*"):
         attended.cancel(claim)
-
-
-def log_of(config: SwopConfig) -> str:
-    files = [Path(config.state_dir) / "swop.log", *Path(config.state_dir).glob("runs/*/slot-*/*log")]
-    return "\n".join(f"--- {file}\n{file.read_text()}" for file in files)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_a_training_runs_with_hpes_paths_and_merges(site: Site, project: Project, config: SwopConfig) -> None:

@@ -1,4 +1,4 @@
-"""An ML program of a SWOP's test: numpy only. It notes that it ran, meets the others once, and waits where it is told to."""
+"""An ML program of a SWOP's test: numpy only. It notes that it ran and meets the others once."""
 
 import os
 import sys
