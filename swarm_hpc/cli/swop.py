@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
 from swarm_hpc import logs
 from swarm_hpc.cli.command import Command, settings_arguments
@@ -15,8 +16,10 @@ def _run(options: argparse.Namespace) -> int:
 
     config = load(SwopConfig, "swop", options.words, options.config_dir)
     logs.start(config.name, options.log_level)
+    from swarm_hpc.slurm.images import image_folder
     from swarm_hpc.swop import node
 
+    config.container.image_dir = str(image_folder(config.container.image_dir, os.environ))  # also for jobs elsewhere
     asyncio.run(node.run(config))
     return 0
 

@@ -96,6 +96,14 @@ def container(config: ContainerConfig, image: str, seen: Sequence[Seen]) -> Cont
     return replace(config, image=image or config.image, binds=[*config.binds, *binds])
 
 
+def make_mount_points(seen: Sequence[Seen]) -> None:
+    """Where a path is seen inside another one, that has a place for it: Apptainer makes none on the host's side."""
+    for inner in seen:
+        for outer in seen:
+            if inner is not outer and (place := outer.leads(inner.target)) and inner.target != outer.target:
+                Path(place).mkdir(parents=True, exist_ok=True)
+
+
 def rules(config: RoundConfig, env: Mapping[str, str]) -> RoundConfig:
     """The training's rules with what the profile says of them in HPE's variables. ConfigError."""
     found: dict[str, int] = {}

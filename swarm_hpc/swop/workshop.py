@@ -5,22 +5,24 @@ What a body means is in run_swarm.py and work.py.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import ExecutorKind, SwopConfig
+from swarm_hpc.config import ContainerKind, ExecutorKind, SwopConfig
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.records import NodeName, Task, TaskType, encode
+from swarm_hpc.records import NodeName, Task, TaskType
 from swarm_hpc.swop import attended, run_swarm
 from swarm_hpc.swop.doing import Doing, Workshop
 from swarm_hpc.swop.executor import Executor, Order, Standing
 from swarm_hpc.swop.local_executor import LocalExecutor
-from swarm_hpc.swop.part import Part, Slot
+from swarm_hpc.swop.images import image_name
+from swarm_hpc.swop.part import Part, Slot, SlotState
+from swarm_hpc.swop.places import Job, Places, write_job
 from swarm_hpc.swop.profile import NodeDefinition, Profile
+from swarm_hpc.swop.work import MODULE
 from swarm_hpc.tasks.file import RunSwarm
 from swarm_hpc.tasks.lines import from_lines
 
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _VOLUMES: Final = "volumes"
 _IMAGE_MAKERS: Final = (TaskType.MAKE_USER_CONTAINER, TaskType.PULL_IMAGE)
-WORK: Final = "swarm_hpc.swop.work"
 
 
 class SiteWorkshop(Workshop):
@@ -54,7 +55,7 @@ class SiteWorkshop(Workshop):
         body = from_lines(task.type, task.body, task.name)
         self._profile.policy.check(task, body)
         if isinstance(body, RunSwarm):
-            image = next((one.outcome for one in prereqs if one.type in _IMAGE_MAKERS), "")
+            image = next((image_name(one.outcome) for one in prereqs if one.type in _IMAGE_MAKERS), "")
             return _Swarm(self._config, self._profile, self._nodes, body, image, self._executor, self.volumes)
         return _Work(self._config, self._profile, task, self.volumes)
 
@@ -109,6 +110,8 @@ class _Swarm(Doing):
             raise ConfigError(f"node {slot.index} has gone from the profile")
         seen = run_swarm.seen_paths(self._body, node, self._volumes)
         kind, env = self._config.container.kind, self._profile.sl_env(node)
+        if kind is ContainerKind.APPTAINER:
+            run_swarm.make_mount_points(seen)
         folder.mkdir(parents=True, exist_ok=True)
         return Order(
             tag=slot.tag,
@@ -137,20 +140,27 @@ class _Work(Doing):
 
     def start(self, part: Part, slot: Slot, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
-        job = {
-            "task": encode(self._task),
-            "volumes": str(self._volumes),
-            "image_dir": self._config.container.image_dir,
-            "apptainer": self._config.container.apptainer,
-            "indexes": [node.index for node in self._profile.nodes],
-        }
-        file = folder / "job.json"
-        file.write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", WORK, str(file.absolute())]
-        return attended.start(folder.absolute(), command, env=dict(self._profile.env), cwd=folder)
+        places = Places(
+            images=Path(self._config.container.image_dir),
+            volumes=self._volumes,
+            log=folder.absolute() / "programs.log",
+            apptainer=self._config.container.apptainer,
+            nodes=tuple(node.index for node in self._profile.nodes),
+            env=self._profile.env,
+            registries=self._profile.policy.registries,
+            downloads=self._profile.policy.downloads,
+        )
+        task = self._task
+        job = Job(task=task.name, type=task.type, outcome=task.outcome, body=task.body, places=places)
+        file = folder.absolute() / "job.json"
+        write_job(file, job)
+        return attended.start(folder, [sys.executable, "-m", MODULE, str(file)], env={}, cwd=folder.absolute())
 
     def poll(self, slot: Slot, folder: Path) -> Standing:
-        return attended.poll(folder)
+        standing = attended.poll(folder)
+        if standing.state is SlotState.DONE:  # the last line says what was made
+            return Standing(SlotState.DONE, "".join(attended.tail(folder / attended.LOG, 1)))
+        return standing
 
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
         return attended.tail(folder / attended.LOG, num_lines)
