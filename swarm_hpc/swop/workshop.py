@@ -17,8 +17,8 @@ from swarm_hpc.records import NodeName, Task, TaskType
 from swarm_hpc.swop import attended, run_swarm
 from swarm_hpc.swop.doing import Doing, Workshop
 from swarm_hpc.swop.executor import Executor, Order, Standing
-from swarm_hpc.swop.local_executor import LocalExecutor
 from swarm_hpc.swop.images import image_name
+from swarm_hpc.swop.local_executor import LocalExecutor
 from swarm_hpc.swop.part import Part, Slot, SlotState
 from swarm_hpc.swop.places import Job, Places, write_job
 from swarm_hpc.swop.profile import NodeDefinition, Profile
