@@ -132,6 +132,8 @@ class Follower:
         except SwarmError as exc:
             part = replace(part, ending=_refused(part, exc))
         self._said, self._look_at = "", 0.0
+        # variables of tasks and profiles are in there, and may be secrets
+        part.folder(self._state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write(part)
         return True
 

@@ -9,8 +9,14 @@ import pytest
 from swarm_hpc.errors import ConfigError, TaskRefused
 from swarm_hpc.records import TaskState
 from swarm_hpc.swop.executor import Standing
-from swarm_hpc.swop.part import SlotState
+from swarm_hpc.swop.journal import Journal
+from swarm_hpc.swop.part import Part, SlotState
 from tests.swop.conftest import RUNNER, Bench, Site, ended, enrolled, make_task, until
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
 
 COMPLETE, ERROR, RUNNING = TaskState.COMPLETE, TaskState.ERROR, TaskState.RUNNING
 
@@ -130,6 +136,40 @@ async def test_a_peer_that_failed_tries_again_when_it_is_told_to(site: Site) -> 
         await ada.assign(RUNNER, "train", target="alpha/swop/swop1")
         assert (await ended(ada)).state is COMPLETE
     assert len(one.starts) == 2
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_swop_that_dies_at_any_write_of_its_journal_goes_on_after_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    ada, bench = await site.operator(), Bench(num_sl=2)
+    await make_task(ada, "train")
+    write, num_left, num_deaths = Journal.write, 0, 0
+
+    def dying(journal: Journal, part: Part) -> None:
+        nonlocal num_left
+        num_left -= 1
+        if num_left != 0 or is_written:
+            write(journal, part)
+        if num_left == 0:
+            raise Killed
+
+    monkeypatch.setattr(Journal, "write", dying)
+    async with site.swop(bench):
+        await enrolled(ada)
+    while num_left <= 0:
+        num_deaths += 1
+        num_left = num_deaths
+        bench.starts.clear()
+        await ada.assign(RUNNER, "train")
+        async with site.swop(bench) as life:
+            await asyncio.wait({life, ending := asyncio.create_task(ended(ada))}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                assert isinstance(life.exception(), Killed)
+        async with site.swop(bench):
+            runner = await ending
+        assert (runner.state, len(bench.starts)) == (COMPLETE, 2)
+    assert num_deaths > 4
 
 
 async def test_a_second_swop_with_the_same_folder_is_refused(site: Site) -> None:

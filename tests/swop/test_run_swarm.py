@@ -64,6 +64,12 @@ def test_in_a_container_words_stay_and_paths_are_bound(project: Project, profile
     assert made.binds == [f"{project.data(0)}:/tmp/test:rw", f"{project.folder}/model:/tmp/test/model"]
 
 
+def test_a_path_inside_another_one_has_a_place_there(project: Project, profile: Profile, tmp_path: Path) -> None:
+    run_swarm.make_mount_points(run_swarm.seen_paths(body(project), profile.nodes[0], tmp_path))
+    assert (project.data(0) / "model").is_dir()
+    assert not (project.folder / "model" / "model").exists()
+
+
 def test_shared_content_is_writable_where_the_program_works_in_it(project: Project, profile: Profile) -> None:
     one = body(project, working_dir="/tmp/test/model/run")
     assert [seen.writable for seen in run_swarm.seen_paths(one, profile.nodes[0], project.folder)] == [True, True]
