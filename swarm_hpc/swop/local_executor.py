@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from swarm_hpc import settings_file
-from swarm_hpc.config import ConnectionConfig, MergeConfig, SiteConfig, SlConfig, TransferConfig
+from swarm_hpc.config import ConnectionConfig, ContainerKind, MergeConfig, SiteConfig, SlConfig, TransferConfig
 from swarm_hpc.records import Kind
 from swarm_hpc.swop import attended
 from swarm_hpc.swop.executor import Executor, Order, Standing
+from swarm_hpc.swop.run_swarm import PYTHON
 
 ML_LOG: Final = "ml.log"
 
@@ -29,8 +31,10 @@ class LocalExecutor(Executor):
     def start(self, order: Order) -> str:
         """An `Executor`'s: at most once per slot."""
         folder = order.folder.absolute()
-        program = order.program
-        program.log = str(folder / ML_LOG)
+        command = order.program.command
+        if order.container.kind is ContainerKind.NONE:
+            command = [sys.executable if word == PYTHON else word for word in command]  # as jobs' tasks do
+        program = replace(order.program, command=command, log=str(folder / ML_LOG))
         config = SlConfig(
             name=self.node_prefix(order.name, ""),
             sn=self._site.sn,

@@ -23,7 +23,9 @@ _RUNSCRIPT: Final = "/.singularity.d/runscript"
 _IN_FOLDER: Final = ("/bin/sh", "-c", 'cd "$0" && exec "$@"')
 _SET_BY_JOBS: Final = ("SITE", "SEED", "DATA_DIR", "SCRATCH_DIR")
 """Variables that a job's tasks get in any case: what the task says of them is set behind that."""
-_PYTHONS: Final = ("python", "python3")
+PYTHON: Final = "python"
+"""Stands for the interpreter that runs the SL."""
+_PYTHONS: Final = (PYTHON, "python3")
 _ROUND: Final[Mapping[str, str]] = {
     "SL_LEADER_FAILURE_BASE_TIMEOUT": "leader_timeout_s",
     "SL_WAIT_FOR_FULL_QUORUM_SECONDS": "quorum_wait_s",
@@ -80,7 +82,7 @@ def program(
                 f"WorkingDir: there is no folder {work} here, and no content of the task that leads to it"
             )
         if words[0] in _PYTHONS:
-            words[0] = "python"  # the interpreter that runs the SL
+            words[0] = PYTHON
     late = [f"{name}={env.pop(name)}" for name in _SET_BY_JOBS if name in env]
     return ProgramConfig(
         command=[*_IN_FOLDER, work, *(["env", *late] if late else []), *words], cwd=str(folder), env=env
