@@ -60,6 +60,15 @@ class LicenseKind(StrEnum):
     """From a licence server."""
 
 
+class ExecutorKind(StrEnum):
+    """What a SWOP starts SL nodes as."""
+
+    SLURM = "slurm"
+    """Jobs of the site's cluster."""
+    LOCAL = "local"
+    """Processes of its own host."""
+
+
 class LedgerKind(StrEnum):
     """Which ledger an SN keeps."""
 
@@ -596,6 +605,57 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         positive(self, "poll_s", "wait_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class FollowConfig:
+    """How a SWOP follows its taskrunner, and what it says there."""
+
+    poll_s: float = 5.0
+    """How often it looks how jobs and processes do."""
+    report_s: float = 10.0
+    """How often it reports progress at most; what has begun or ended is reported at once."""
+    share_log_lines: int = 5
+    """How many lines of a failed program's log go onto the ledger, which all sites read and which forgets nothing; 0:
+    the reason and the log's last line only."""
+
+    def __post_init__(self) -> None:
+        positive(self, "poll_s", "report_s")
+        at_least(self, 0, "share_log_lines")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwopConfig:
+    """`swarm-hpc swop`: a site's node that does the tasks of a taskrunner."""
+
+    profile: str
+    """The SWOP profile: YAML, as for HPE Swarm Learning."""
+    name: str
+    """This node's name, site/swop/name; it must lie in the site of its certificate."""
+    sn: str = ""
+    """host:port of the site's SN; empty: that of the profile (apisrv)."""
+    state_dir: str = "swarm-swop"
+    """Folder for all that it starts, on the file system that the cluster shares; a new SWOP finds it there."""
+    volumes_dir: str = ""
+    """Folder of the volumes that tasks make and use; empty: volumes in state_dir."""
+    executor: ExecutorKind = ExecutorKind.SLURM
+    identity: IdentityConfig
+    site: SiteConfig
+    """What jobs ask Slurm for; its identity is that of the SL nodes, where the profile names none."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    follow: FollowConfig = field(default_factory=FollowConfig)
+
+    def __post_init__(self) -> None:
+        try:
+            NodeName.parse(self.name)
+        except ValueError as exc:
+            raise ConfigError(f"name: {exc}") from exc
 
 
 @with_config(_STRICT)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from swarm_hpc import __version__
-from swarm_hpc.cli import certs, image, license, nodes, runs, sites, submit
+from swarm_hpc.cli import certs, image, license, nodes, runs, sites, submit, swop
 from swarm_hpc.cli.command import Command
 from swarm_hpc.cli.settings import nearest
 from swarm_hpc.errors import ConfigError, SwarmError
@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "sl": nodes.SL,
     "license": license.LICENSE,
     "submit": submit.SUBMIT,
+    "swop": swop.SWOP,
     "certs": certs.CERTS,
     "image": image.IMAGE,
 }
