@@ -36,9 +36,7 @@ async def list_nodes(session: Session) -> Result:
     """List the network's SN, SWOP and SL nodes."""
     status = await session.sn.status()
     rows = tuple(_rows(status, int(session.now())))
-    lines = [
-        (one.type, one.host, one.port, one.name, one.uuid, one.parent_uuid, moment(one.alive_at)) for one in rows
-    ]
+    lines = [(one.type, one.host, one.port, one.name, one.uuid, one.parent_uuid, moment(one.alive_at)) for one in rows]
     return said(*table(HEADING, lines), data=rows)
 
 

@@ -108,7 +108,9 @@ class Session:
         ConfigError for what is no name or no address; AlreadyExists where the name has another address.
         """
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
-            raise ConfigError(f"{name[:_MAX_NAME]!r}: a context's name has 1-{_MAX_NAME} characters that can be printed")
+            raise ConfigError(
+                f"{name[:_MAX_NAME]!r}: a context's name has 1-{_MAX_NAME} characters that can be printed"
+            )
         check_address(address)
         if name in self.contexts:
             if self.contexts[name].address != address:

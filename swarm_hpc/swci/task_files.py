@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.records import TaskType
+from swarm_hpc.records import Task, TaskType
 from swarm_hpc.tasks.file import parse_task
-from swarm_hpc.tasks.lines import to_lines
+from swarm_hpc.tasks.lines import from_lines, to_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,3 +39,8 @@ def read_new_task(data: bytes, file: str) -> NewTask:
         lines=to_lines(found.body),
         warnings=found.warnings,
     )
+
+
+def check_body(task: Task) -> None:
+    """ConfigError where the task's lines, written by hand perhaps, are no body of its type."""
+    from_lines(task.type, task.body, task.name)

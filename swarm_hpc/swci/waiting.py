@@ -41,9 +41,7 @@ async def wait_for_taskrunner(session: Session, taskrunner: str, *, tell: Tell) 
 
 
 @SUBJECT.command("WAIT FOR IP {ip} [{port} [{retries}]]")
-async def wait_for_ip(
-    session: Session, ip: str, port: int = API_PORT, retries: int = RETRIES, *, tell: Tell
-) -> Result:
+async def wait_for_ip(session: Session, ip: str, port: int = API_PORT, retries: int = RETRIES, *, tell: Tell) -> Result:
     """Wait until an SN answers at an address: 360 tries, 5 s apart."""
     return await _wait_for(session, address_of(ip, port), retries, tell)
 
