@@ -1,191 +1,168 @@
-"""Commands about taskrunners: giving tasks to SWOP nodes, and what comes of it."""
+"""Commands about taskrunners: groups of SWOP nodes that do one task at a time. Waiting for them is in waiting.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
-
-from swarm_hpc.errors import ConfigError, NotFound, TaskFailed, TimedOut
+from swarm_hpc.errors import ConfigError, NotFound
 from swarm_hpc.records import Taskrunner, TaskrunnerPeer, TaskState
+from swarm_hpc.sn.client import SnClient
 from swarm_hpc.swci.grammar import Subject
-from swarm_hpc.swci.result import Result, Tell, facts, moment, said, table
-from swarm_hpc.swci.session import GENERIC_TASK_WAIT, RUN_TASK_WAIT, Session
+from swarm_hpc.swci.result import Result, facts, moment, said, table
+from swarm_hpc.swci.session import Session
 
 SUBJECT = Subject("Taskrunners")
 
-EMPTY: Final = "Empty"
-"""Name of the task of a taskrunner that has none."""
-OVER: Final = "WARNING - Maximum configured SWCI wait time is over"
-_MARK_S: Final = 10.0
-"""How often WAIT FOR TASKRUNNER shows that it is still there."""
+_PEERS = ("Index", "UID", "SLNodes", "State", "SLDone", "Reported", "Description")
 
 
 @SUBJECT.command("CREATE TASKRUNNER {taskrunner}")
 async def create_taskrunner(session: Session, taskrunner: str) -> Result:
-    """Create a taskrunner, which SWOP nodes can enrol in; one that is there is left as it is."""
+    """Create a taskrunner, which SWOP nodes then enrol in; nothing happens where it is there."""
     return said(f"TASKRUNNER CREATED : {taskrunner}", data=await session.sn.create_taskrunner(taskrunner))
 
 
 @SUBJECT.command("LIST TASKRUNNERS")
 async def list_taskrunners(session: Session) -> Result:
-    """List the taskrunners with their states."""
+    """List all taskrunners, oldest first."""
     found = await session.sn.taskrunners()
-    rows = [(one.name, one.state, one.task or EMPTY, len(one.peers)) for one in found]
-    return said(*table(("Name", "State", "Task", "Peers"), rows), data=found)
+    rows = [(one.name, one.state, one.task or "Empty", len(one.peers), one.num_runs) for one in found]
+    return said(*table(("Name", "State", "Task", "Peers", "Runs"), rows), data=found)
 
 
 @SUBJECT.command("GET TASKRUNNER INFO {taskrunner}")
 async def get_taskrunner_info(session: Session, taskrunner: str) -> Result:
-    """Show who is enrolled in a taskrunner, in numbers, and how many runs it has had."""
+    """Show how many SWOP nodes a taskrunner has, and how many SL nodes they can start."""
     found = await session.sn.taskrunner(taskrunner)
-    values = [
-        ("TASKRUNNER", found.name),
-        ("SWOP_PEERS", len(found.peers)),
-        ("SL_PEERS", sum(one.num_sl for one in found.peers)),
-        ("RUNS", found.num_runs),
-    ]
-    return said(*facts(values), data=found)
+    lines = facts(
+        [
+            ("TASKRUNNER", found.name),
+            ("PEERS", len(found.peers)),
+            ("SL_NODES", sum(one.num_sl for one in found.peers)),
+            ("RUNS", found.num_runs),
+        ]
+    )
+    return said(*lines, data=found)
 
 
 @SUBJECT.command("LIST TASKRUNNER PEERS {taskrunner}")
 async def list_taskrunner_peers(session: Session, taskrunner: str) -> Result:
     """List the SWOP nodes that are enrolled in a taskrunner."""
-    peers = (await session.sn.taskrunner(taskrunner)).peers
-    rows = [(index, one.node, one.num_sl) for index, one in enumerate(peers)]
-    return said(*table(("Index", "UID", "SLs"), rows), data=peers)
+    found = await session.sn.taskrunner(taskrunner)
+    rows = [(index, one.node, one.num_sl) for index, one in enumerate(found.peers)]
+    return said(*table(("Index", "UID", "SLNodes"), rows), data=found.peers)
 
 
 @SUBJECT.command("GET TASKRUNNER STATUS {taskrunner}")
 async def get_taskrunner_status(session: Session, taskrunner: str) -> Result:
-    """Show how far a taskrunner is with its task."""
+    """Show what a taskrunner does, and how far it is."""
     found = await session.sn.taskrunner(taskrunner)
-    return said(*_status(found), data=found)
+    states = [one.state for one in found.peers]
+    lines = facts(
+        [
+            ("TASKRUNNER", found.name),
+            ("TASK", found.task or "Empty"),
+            ("PEER_TYPE", "SL" if found.counts_sl else "SWOP"),
+            ("TASK_STATE", found.state),
+            ("PEERS_WANTED", found.num_peers),
+            ("ACTIVE_PEERS", states.count(TaskState.RUNNING)),
+            ("COMPLETED_PEERS", states.count(TaskState.COMPLETE)),
+            ("FAILED_PEERS", states.count(TaskState.ERROR)),
+            ("ASSIGNED", moment(found.assigned_at)),
+            ("ENDED", moment(found.ended_at)),
+            ("RUN", found.run),
+        ]
+    )
+    return said(*lines, data=found)
 
 
 @SUBJECT.command("GET TASKRUNNER PEER STATUS {taskrunner} {peer}")
 async def get_taskrunner_peer_status(session: Session, taskrunner: str, peer: str) -> Result:
-    """Show how far one SWOP node is, named by its index (from 0) or its UID."""
+    """Show what a SWOP node has reported about the task at hand; name it by its index (from 0) or its UID."""
     found = await session.sn.taskrunner(taskrunner)
-    one = _peer(found, peer)
+    one = await _peer(session.sn, found, peer)
     values: list[tuple[str, object]] = [("SWOP_UID", one.node)]
     if found.counts_sl:
-        values += [("SL_PEERS", one.num_sl), ("SL_PEERS_DONE", one.num_done)]
+        values += [("SL_NODES", one.num_sl), ("SL_NODES_DONE", one.num_done)]
     values += [("STATUS", one.state), ("DESCRIPTION", one.text), ("REPORTED", moment(one.at))]
     return said(*facts(values), data=one)
 
 
 @SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} WITH {num_peers} PEERS")
 async def assign_task(session: Session, task: str, taskrunner: str, num_peers: int) -> Result:
-    """Give a taskrunner a task for so many peers: SL nodes for RUN_SWARM, SWOP nodes otherwise."""
+    """Give a taskrunner a task for so many peers: SL nodes where the task is RUN_SWARM (as many or more start), SWOP
+    nodes otherwise."""
     if num_peers < 1:
-        raise ConfigError(f"num_peers: {num_peers} peers do nothing; at least 1, or WITH ALL PEERS")
-    return _assigned(await session.sn.assign(taskrunner, task, num_peers))
+        raise ConfigError(f"num_peers: {num_peers} is less than 1; for all of them write WITH ALL PEERS")
+    return _assigned(await session.sn.assign(taskrunner, task, num_peers), task)
 
 
 @SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} WITH ALL PEERS")
 async def assign_task_to_all(session: Session, task: str, taskrunner: str) -> Result:
-    """Give a taskrunner a task for all that are enrolled now."""
-    return _assigned(await session.sn.assign(taskrunner, task))
+    """Give a taskrunner a task for all its peers: those that are enrolled at this moment."""
+    return _assigned(await session.sn.assign(taskrunner, task), task)
 
 
-@SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} TARGET {node}")
-async def assign_task_to_target(session: Session, task: str, taskrunner: str, node: str) -> Result:
-    """Give a task to one SWOP node alone. It may join a run of the same task: after a failure, or late."""
-    return _assigned(await session.sn.assign(taskrunner, task, target=node))
-
-
-@SUBJECT.command("WAIT FOR TASKRUNNER {taskrunner}")
-async def wait_for_taskrunner(session: Session, taskrunner: str, *, tell: Tell) -> Result:
-    """Wait until a taskrunner's task has ended; fails where it ended in ERROR, and when the time limit is over."""
-    found = await session.sn.taskrunner(taskrunner)
-    variable = RUN_TASK_WAIT if found.counts_sl else GENERIC_TASK_WAIT
-    minutes = float(session.context().env[variable])
-    tell(f"WAITING FOR TASKRUNNER TO COMPLETE : at most {minutes:g} minutes ({variable})")
-    found = await _until_ended(session, found, session.now() + 60 * minutes, tell)
-    if found.state is TaskState.RUNNING:
-        tell(OVER)
-        raise TimedOut(f"{taskrunner} still runs {found.task} after {minutes:g} min; wait again, or RESET TASKRUNNER")
-    if found.state is TaskState.ERROR:
-        raise TaskFailed(_failure(found))
-    return said(*_status(found), data=found)
+@SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} TARGET {peer}")
+async def assign_task_to_peer(session: Session, task: str, taskrunner: str, peer: str) -> Result:
+    """Give a task to one SWOP node, named by its UID. It may join a task that is running: a failed peer tries again, a
+    late one is added."""
+    target = await _uid(session.sn, peer)
+    return _assigned(await session.sn.assign(taskrunner, task, target=target), task)
 
 
 @SUBJECT.command("RESET TASKRUNNER {taskrunner}")
 async def reset_taskrunner(session: Session, taskrunner: str) -> Result:
-    """Drop a taskrunner's task, whatever its state: its nodes stop what they do for it."""
+    """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and remove what they started."""
     return said(f"TASKRUNNER RESET : {taskrunner}", data=await session.sn.reset_taskrunner(taskrunner))
 
 
 @SUBJECT.command("LIST RUNS {taskrunner}", ours=True)
 async def list_runs(session: Session, taskrunner: str) -> Result:
-    """List all runs of a taskrunner, those before a reset included."""
+    """List all that a taskrunner was ever given to do, and how it ended."""
     runs = await session.sn.task_runs(taskrunner)
-    heading = ("Run", "Task", "State", "PeersNeeded", "Assigned", "Ended")
     rows = [
-        (one.number, one.task, one.state, one.num_peers, moment(one.assigned_at), moment(one.ended_at)) for one in runs
+        (one.number, one.task, one.state, one.num_peers, one.target, moment(one.assigned_at), moment(one.ended_at))
+        for one in runs
     ]
-    return said(*table(heading, rows), data=runs)
+    return said(*table(("Run", "Task", "State", "Peers", "Target", "Assigned", "Ended"), rows), data=runs)
 
 
 @SUBJECT.command("GET RUN {taskrunner} {number}", ours=True)
 async def get_run(session: Session, taskrunner: str, number: int) -> Result:
-    """Show what each SWOP node reported in one run."""
+    """Show what each node reported in one run of a taskrunner (numbered from 1)."""
     if number < 1:
-        raise ConfigError(f"number: {number} is no run; they count from 1")
+        raise ConfigError(f"number: {number}: runs are numbered from 1")
     runs = await session.sn.task_runs(taskrunner, number, number)
     if not runs:
-        raise NotFound(f"{taskrunner} has had no run {number}")
-    rows = [(one.node, one.state, one.num_sl, one.num_done, one.text, moment(one.at)) for one in runs[0].peers]
-    return said(*table(("UID", "State", "SLs", "SLsDone", "Description", "Reported"), rows), data=runs[0])
+        raise NotFound(f"{taskrunner} has had no run {number}; LIST RUNS {taskrunner} lists them")
+    (run,) = runs
+    lines = facts([("TASK", run.task), ("TASK_STATE", run.state)])
+    return said(*lines, *table(_PEERS, [_row(at, one) for at, one in enumerate(run.peers)]), data=run)
 
 
-async def _until_ended(session: Session, found: Taskrunner, deadline: float, tell: Tell) -> Taskrunner:
-    """The taskrunner once it does not run any more, or as it is at the deadline."""
-    run, marked = found.run, False
-    while found.state is TaskState.RUNNING and found.run == run and (left := deadline - session.now()) > 0:
-        found = await session.sn.taskrunner(found.name, seen=found.version, wait_s=min(left, _MARK_S))
-        tell("#", end="")
-        marked = True
-    if marked:
-        tell("")
-    if found.run != run:  # somebody else's RESET, or that and a new task
-        raise TaskFailed(f"{found.name}: run {run}, which was waited for, was reset by somebody")
-    return found
+def _row(index: int, peer: TaskrunnerPeer) -> tuple[object, ...]:
+    return index, peer.node, peer.num_sl, peer.state, peer.num_done, moment(peer.at), peer.text
 
 
-def _status(found: Taskrunner) -> tuple[str, ...]:
-    values: list[tuple[str, object]] = [
-        ("TASKRUNNER", found.name),
-        ("TASK", found.task or EMPTY),
-        ("PEER_TYPE", "SL" if found.counts_sl else "SWOP"),
-        ("TASK_STATE", found.state),
-        ("PEERS_NEEDED", found.num_peers),
-        ("ACTIVE_PEERS", _count(found.peers, TaskState.RUNNING)),
-        ("COMPLETED_PEERS", _count(found.peers, TaskState.COMPLETE)),
-        ("FAILED_PEERS", _count(found.peers, TaskState.ERROR)),
-        ("ASSIGNED", moment(found.assigned_at)),
-        ("ENDED", moment(found.ended_at)),
-    ]
-    return facts(values)
+def _assigned(runner: Taskrunner, task: str) -> Result:
+    return said(f"TASK ASSIGNED : {task} TO {runner.name}", data=runner)
 
 
-def _count(peers: Iterable[TaskrunnerPeer], state: TaskState) -> int:
-    return sum(one.state is state for one in peers)
+async def _peer(sn: SnClient, runner: Taskrunner, peer: str) -> TaskrunnerPeer:
+    """The peer of that index or UID. NotFound."""
+    if peer.isascii() and peer.isdigit() and len(peer) < 6:
+        if int(peer) < len(runner.peers):
+            return runner.peers[int(peer)]
+    elif found := [one for one in runner.peers if one.node == await _uid(sn, peer)]:
+        return found[0]
+    there = f"it has {len(runner.peers)}, from index 0" if runner.peers else "nobody is enrolled"
+    raise NotFound(f"{runner.name} has no peer {peer}: {there} (LIST TASKRUNNER PEERS {runner.name})")
 
 
-def _assigned(found: Taskrunner) -> Result:
-    return said(f"TASK ASSIGNED : {found.task} TO {found.name}, RUN {found.run}", data=found)
-
-
-def _peer(found: Taskrunner, name: str) -> TaskrunnerPeer:
-    for index, one in enumerate(found.peers):
-        if name in (one.node, str(index)):
-            return one
-    known = ", ".join(f"{index} ({one.node})" for index, one in enumerate(found.peers)) or "none"
-    raise NotFound(f"{found.name} has no peer {name!r}; there are: {known}")
-
-
-def _failure(found: Taskrunner) -> str:
-    failed = [f"{one.node}: {one.text or 'gave no reason'}" for one in found.peers if one.state is TaskState.ERROR]
-    reasons = "; ".join(failed) or f"fewer than {found.num_peers} peers could do it"
-    return f"task {found.task} on {found.name} ended in ERROR: {reasons}"
+async def _uid(sn: SnClient, peer: str) -> str:
+    """A node's name, given that or the UUID that LIST NODES shows."""
+    if "/" in peer:
+        return peer
+    for one in await sn.nodes():
+        if one.node.instance == peer:
+            return one.node.name
+    raise NotFound(f"no node has the UID {peer}; it is a name, such as alpha/swop/one, or a UUID of LIST NODES")
