@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -109,7 +109,7 @@ class Completions(Completer):
 
     async def get_completions_async(
         self, document: Document, complete_event: CompleteEvent
-    ) -> AsyncIterator[Completion]:  # type: ignore[override] # prompt_toolkit says AsyncGenerator
+    ) -> AsyncGenerator[Completion, None]:
         """Words and names."""
         text = document.text_before_cursor
         words, arguments, begun = offers(text)

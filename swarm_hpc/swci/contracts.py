@@ -15,7 +15,7 @@ from swarm_hpc.records import (
     TrainingContract,
 )
 from swarm_hpc.sn.client import SnClient
-from swarm_hpc.swci.grammar import Subject
+from swarm_hpc.swci.grammar import Label, Subject
 from swarm_hpc.swci.result import Result, facts, moment, said, table
 from swarm_hpc.swci.session import Session
 
@@ -39,7 +39,7 @@ class Performance:
 
 
 @SUBJECT.command("CREATE CONTRACT {contract}")
-async def create_contract(session: Session, contract: str) -> Result:
+async def create_contract(session: Session, contract: Label) -> Result:
     """Set a name aside for a training contract; the first node that trains under it says the rest."""
     await session.sn.declare_contract(contract)
     return said(f"CONTRACT CREATED : {contract}", data={"contract": contract})
@@ -58,7 +58,7 @@ async def list_contracts(session: Session) -> Result:
 
 
 @SUBJECT.command("GET CONTRACT INFO {contract}")
-async def get_contract_info(session: Session, contract: str) -> Result:
+async def get_contract_info(session: Session, contract: Label) -> Result:
     """Show what a contract's participants have agreed on."""
     found = await _find(session.sn, contract)
     if isinstance(found, DeclaredContract):
@@ -83,7 +83,7 @@ async def get_contract_info(session: Session, contract: str) -> Result:
 
 
 @SUBJECT.command("GET CONTRACT STATUS {contract}")
-async def get_contract_status(session: Session, contract: str) -> Result:
+async def get_contract_status(session: Session, contract: Label) -> Result:
     """Show how far a contract's training is."""
     found = await _find(session.sn, contract)
     if isinstance(found, DeclaredContract):
@@ -108,7 +108,7 @@ async def get_contract_status(session: Session, contract: str) -> Result:
 
 
 @SUBJECT.command("PERFDATA {contract}")
-async def perfdata(session: Session, contract: str) -> Result:
+async def perfdata(session: Session, contract: Label) -> Result:
     """Show loss, metric and epochs of each node of a contract, while it trains as well as later."""
     found = await _find(session.sn, contract)
     if isinstance(found, DeclaredContract):
@@ -124,7 +124,7 @@ async def perfdata(session: Session, contract: str) -> Result:
 
 
 @SUBJECT.command("RESET CONTRACT {contract}")
-async def reset_contract(session: Session, contract: str) -> Result:
+async def reset_contract(session: Session, contract: Label) -> Result:
     """Make the name of a completed contract free for a new training; the old one stays under another name."""
     archive = await session.sn.reset_contract(contract)
     lines = (f"CONTRACT RESET : {contract}", f"ARCHIVED AS : {archive}")
@@ -132,7 +132,7 @@ async def reset_contract(session: Session, contract: str) -> Result:
 
 
 @SUBJECT.command("LIST ROUNDS {contract} [{first} [{last}]]", ours=True)
-async def list_rounds(session: Session, contract: str, first: int = 1, last: int | None = None) -> Result:
+async def list_rounds(session: Session, contract: Label, first: int = 1, last: int | None = None) -> Result:
     """List a contract's rounds, from the first to the current one, or a part of them."""
     rounds = await session.sn.rounds(contract, first, last)
     heading = ("Round", "State", "CheckIns", "Leader", "Published", "Merged")
@@ -144,7 +144,7 @@ async def list_rounds(session: Session, contract: str, first: int = 1, last: int
 
 
 @SUBJECT.command("GET ROUND {contract} {number}", ours=True)
-async def get_round(session: Session, contract: str, number: int) -> Result:
+async def get_round(session: Session, contract: Label, number: int) -> Result:
     """Show the check-ins of one round."""
     found = (await session.sn.round(contract, number)).round
     heading = ("UID", "Weight", "Nodes", "Loss", "Metric", "Epoch", "CheckedIn", "Blob")

@@ -1,7 +1,7 @@
-"""How a command is defined, once: its words, its arguments and what it does. Parser, completion, HELP, the web mode, the
-Python client and docs/swci.md all come from that.
+"""How a command is defined, once: its words, its arguments and what it does.
 
-A pattern is `WORDS {argument} [part that may be left out]`; an argument's type, and whether it may be left out, are those of the
+Parser, completion, HELP, the web mode, the Python client and docs/swci.md all come from that. A pattern is
+`WORDS {argument} [part that may be left out]`; an argument's type, and whether it may be left out, are those of the
 function's parameter of that name, and the help is its docstring.
 """
 
@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Final, TypeVar, get_args
 
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.records import LABEL
 from swarm_hpc.swci.result import Result
 
 Run = Callable[..., Awaitable[Result]]
@@ -27,6 +28,12 @@ _PLAIN: Final = re.compile(r"[^\s\"'\\#]+")
 
 class Rest(str):
     """A last argument that takes the rest of the line as it stands, spaces included."""
+
+    __slots__ = ()
+
+
+class Label(str):
+    """A name that can stand on the ledger, and in a URL."""
 
     __slots__ = ()
 
@@ -70,12 +77,14 @@ class Argument:
             return "rest of the line"
         if self.choices:
             return " or ".join(self.choices) if len(self.choices) < 3 else "one of " + ", ".join(self.choices)
-        return {str: "string", int: "integer", float: "number"}[self.type]
+        return {str: "string", Label: "name", int: "integer", float: "number"}[self.type]
 
     def value(self, text: str) -> object:
         """The text as this argument's type; ConfigError."""
         if self.choices:
             return self._choice(text)
+        if self.type is Label and not LABEL.fullmatch(text):
+            raise ConfigError(f"{self.name}: {text[:80]!r}: use letters, digits, '.', '_', '-', at most 63")
         try:
             return self.type(text) if self.type in (int, float) else text
         except ValueError as exc:

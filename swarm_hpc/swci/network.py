@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swarm_hpc.records import Kind, NetworkStatus, NodeName, NodeStatus, SiteList
-from swarm_hpc.swci.grammar import Subject
+from swarm_hpc.swci.grammar import Label, Subject
 from swarm_hpc.swci.result import Result, facts, moment, said, table
 from swarm_hpc.swci.session import Session
 
@@ -47,13 +47,13 @@ async def list_sites(session: Session) -> Result:
 
 
 @SUBJECT.command("ADMIT SITE {site}", ours=True)
-async def admit_site(session: Session, site: str) -> Result:
+async def admit_site(session: Session, site: Label) -> Result:
     """Vote, for the site of the current context's SN, to admit a site that asks."""
     return _sites(await session.sn.admit(site))
 
 
 @SUBJECT.command("REMOVE SITE {site}", ours=True)
-async def remove_site(session: Session, site: str) -> Result:
+async def remove_site(session: Session, site: Label) -> Result:
     """Vote, for the site of the current context's SN, to remove a site."""
     return _sites(await session.sn.remove(site))
 

@@ -1,4 +1,4 @@
-"""What a command gives back, and the forms of its lines: facts, tables and times, in HPE's style. No node is asked here."""
+"""What a command gives back, and the forms of its lines: facts, tables and times, in HPE's style."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swarm_hpc.records import encode
 class Tell(Protocol):
     """Takes what a command says while it works; `end` is empty where the line goes on."""
 
-    def __call__(self, text: str, *, end: str = "\n") -> None:
+    def __call__(self, text: str, /, *, end: str = "\n") -> None:
         """Say it at once."""
 
 

@@ -35,7 +35,7 @@ class Console:
 
     def tell(self, text: str, *, end: str = "\n") -> None:
         """Say something while a command works."""
-        print(text, end=end, file=self.out, flush=True)  # noqa: T201
+        print(text, end=end, file=self.out, flush=True)
 
     async def carry_out(self, line: str) -> SwarmError | None:
         """Carry out one command and say what came of it; the error where it failed."""
@@ -44,7 +44,7 @@ class Console:
         except SwarmError as exc:
             self.tell(f"ERROR {one_line(exc)}")
             return exc
-        except Exception as exc:  # noqa: BLE001 - a bug in one command must not take the user's session
+        except Exception as exc:
             log.exception("%s failed", line)
             self.tell(f"ERROR {type(exc).__name__}: {one_line(exc)} (a bug; the log has the traceback)")
             return SwarmError(f"{type(exc).__name__}: {one_line(exc)}")
@@ -76,7 +76,7 @@ async def run_lines(console: Console, lines: AsyncIterator[str], name: str, *, e
             console.tell(f"{console.prompt}{text}")
         error = await console.carry_out(text)
         if error is not None:
-            print(f"swci: {name} line {number}: {text}: {one_line(error)}", file=console.err, flush=True)  # noqa: T201
+            print(f"swci: {name} line {number}: {text}: {one_line(error)}", file=console.err, flush=True)
             if console.session.exit_on_failure:
                 console.session.is_over = True
                 return error.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from swarm_hpc.errors import ConfigError, NotFound
 from swarm_hpc.records import Taskrunner, TaskrunnerPeer, TaskState
 from swarm_hpc.sn.client import SnClient
-from swarm_hpc.swci.grammar import Subject
+from swarm_hpc.swci.grammar import Label, Subject
 from swarm_hpc.swci.result import Result, facts, moment, said, table
 from swarm_hpc.swci.session import Session
 
@@ -15,7 +15,7 @@ _PEERS = ("Index", "UID", "SLNodes", "State", "SLDone", "Reported", "Description
 
 
 @SUBJECT.command("CREATE TASKRUNNER {taskrunner}")
-async def create_taskrunner(session: Session, taskrunner: str) -> Result:
+async def create_taskrunner(session: Session, taskrunner: Label) -> Result:
     """Create a taskrunner, which SWOP nodes then enrol in; nothing happens where it is there."""
     return said(f"TASKRUNNER CREATED : {taskrunner}", data=await session.sn.create_taskrunner(taskrunner))
 
@@ -29,7 +29,7 @@ async def list_taskrunners(session: Session) -> Result:
 
 
 @SUBJECT.command("GET TASKRUNNER INFO {taskrunner}")
-async def get_taskrunner_info(session: Session, taskrunner: str) -> Result:
+async def get_taskrunner_info(session: Session, taskrunner: Label) -> Result:
     """Show how many SWOP nodes a taskrunner has, and how many SL nodes they can start."""
     found = await session.sn.taskrunner(taskrunner)
     lines = facts(
@@ -44,7 +44,7 @@ async def get_taskrunner_info(session: Session, taskrunner: str) -> Result:
 
 
 @SUBJECT.command("LIST TASKRUNNER PEERS {taskrunner}")
-async def list_taskrunner_peers(session: Session, taskrunner: str) -> Result:
+async def list_taskrunner_peers(session: Session, taskrunner: Label) -> Result:
     """List the SWOP nodes that are enrolled in a taskrunner."""
     found = await session.sn.taskrunner(taskrunner)
     rows = [(index, one.node, one.num_sl) for index, one in enumerate(found.peers)]
@@ -52,7 +52,7 @@ async def list_taskrunner_peers(session: Session, taskrunner: str) -> Result:
 
 
 @SUBJECT.command("GET TASKRUNNER STATUS {taskrunner}")
-async def get_taskrunner_status(session: Session, taskrunner: str) -> Result:
+async def get_taskrunner_status(session: Session, taskrunner: Label) -> Result:
     """Show what a taskrunner does, and how far it is."""
     found = await session.sn.taskrunner(taskrunner)
     states = [one.state for one in found.peers]
@@ -75,7 +75,7 @@ async def get_taskrunner_status(session: Session, taskrunner: str) -> Result:
 
 
 @SUBJECT.command("GET TASKRUNNER PEER STATUS {taskrunner} {peer}")
-async def get_taskrunner_peer_status(session: Session, taskrunner: str, peer: str) -> Result:
+async def get_taskrunner_peer_status(session: Session, taskrunner: Label, peer: str) -> Result:
     """Show what a SWOP node has reported about the task at hand; name it by its index (from 0) or its UID."""
     found = await session.sn.taskrunner(taskrunner)
     one = await _peer(session.sn, found, peer)
@@ -87,7 +87,7 @@ async def get_taskrunner_peer_status(session: Session, taskrunner: str, peer: st
 
 
 @SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} WITH {num_peers} PEERS")
-async def assign_task(session: Session, task: str, taskrunner: str, num_peers: int) -> Result:
+async def assign_task(session: Session, task: Label, taskrunner: Label, num_peers: int) -> Result:
     """Give a taskrunner a task for so many peers: SL nodes where the task is RUN_SWARM (as many or more start), SWOP
     nodes otherwise."""
     if num_peers < 1:
@@ -96,13 +96,13 @@ async def assign_task(session: Session, task: str, taskrunner: str, num_peers: i
 
 
 @SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} WITH ALL PEERS")
-async def assign_task_to_all(session: Session, task: str, taskrunner: str) -> Result:
+async def assign_task_to_all(session: Session, task: Label, taskrunner: Label) -> Result:
     """Give a taskrunner a task for all its peers: those that are enrolled at this moment."""
     return _assigned(await session.sn.assign(taskrunner, task), task)
 
 
 @SUBJECT.command("ASSIGN TASK {task} TO {taskrunner} TARGET {peer}")
-async def assign_task_to_peer(session: Session, task: str, taskrunner: str, peer: str) -> Result:
+async def assign_task_to_peer(session: Session, task: Label, taskrunner: Label, peer: str) -> Result:
     """Give a task to one SWOP node, named by its UID. It may join a task that is running: a failed peer tries again, a
     late one is added."""
     target = await _uid(session.sn, peer)
@@ -110,13 +110,13 @@ async def assign_task_to_peer(session: Session, task: str, taskrunner: str, peer
 
 
 @SUBJECT.command("RESET TASKRUNNER {taskrunner}")
-async def reset_taskrunner(session: Session, taskrunner: str) -> Result:
+async def reset_taskrunner(session: Session, taskrunner: Label) -> Result:
     """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and remove what they started."""
     return said(f"TASKRUNNER RESET : {taskrunner}", data=await session.sn.reset_taskrunner(taskrunner))
 
 
 @SUBJECT.command("LIST RUNS {taskrunner}", ours=True)
-async def list_runs(session: Session, taskrunner: str) -> Result:
+async def list_runs(session: Session, taskrunner: Label) -> Result:
     """List all that a taskrunner was ever given to do, and how it ended."""
     runs = await session.sn.task_runs(taskrunner)
     rows = [
@@ -127,7 +127,7 @@ async def list_runs(session: Session, taskrunner: str) -> Result:
 
 
 @SUBJECT.command("GET RUN {taskrunner} {number}", ours=True)
-async def get_run(session: Session, taskrunner: str, number: int) -> Result:
+async def get_run(session: Session, taskrunner: Label, number: int) -> Result:
     """Show what each node reported in one run of a taskrunner (numbered from 1)."""
     if number < 1:
         raise ConfigError(f"number: {number}: runs are numbered from 1")

@@ -8,7 +8,7 @@ from typing import Final
 from swarm_hpc.errors import TaskRefused
 from swarm_hpc.records import Task, TaskType
 from swarm_hpc.sn.client import SnClient
-from swarm_hpc.swci.grammar import Rest, Subject
+from swarm_hpc.swci.grammar import Label, Rest, Subject
 from swarm_hpc.swci.result import Result, facts, moment, said, table
 from swarm_hpc.swci.session import Session
 from swarm_hpc.swci.task_files import NewTask, read_new_task
@@ -40,7 +40,7 @@ async def create_task_from(session: Session, file: str) -> Result:
 
 @SUBJECT.command("CREATE TASK {type} {task} {author} {prereq} {outcome}")
 async def create_task(
-    session: Session, type: NewTaskType, task: str, author: str, prereq: str, outcome: str
+    session: Session, type: NewTaskType, task: Label, author: str, prereq: Label, outcome: str
 ) -> Result:
     """Create a task without a body; APPEND TASK BODY and FINALIZE TASK come after it. A prerequisite is a finalised
     task, or ROOTTASK where nothing has to come first."""
@@ -49,7 +49,7 @@ async def create_task(
 
 
 @SUBJECT.command("APPEND TASK BODY {task} {index} {line}")
-async def append_task_body(session: Session, task: str, index: int, line: Rest) -> Result:
+async def append_task_body(session: Session, task: Label, index: int, line: Rest) -> Result:
     """Add a line to a task's body, or overwrite one; they are numbered from 1. What follows the number and one space is
     the line, as it stands."""
     made = await session.sn.append_task_body(task, index, [str(line)])
@@ -57,13 +57,13 @@ async def append_task_body(session: Session, task: str, index: int, line: Rest) 
 
 
 @SUBJECT.command("FINALIZE TASK {task}")
-async def finalize_task(session: Session, task: str) -> Result:
+async def finalize_task(session: Session, task: Label) -> Result:
     """Fix a task's body: from now on it can be assigned, and never changes again."""
     return said(f"TASK FINALIZED : {task}", data=await session.sn.finalize_task(task))
 
 
 @SUBJECT.command("DELETE TASK {task}")
-async def delete_task(session: Session, task: str) -> Result:
+async def delete_task(session: Session, task: Label) -> Result:
     """Delete a task that is not finalised."""
     await session.sn.task(task)  # a name that is not there is a slip of the pen
     await session.sn.delete_task(task)
@@ -71,7 +71,7 @@ async def delete_task(session: Session, task: str) -> Result:
 
 
 @SUBJECT.command("GET TASK INFO {task}")
-async def get_task_info(session: Session, task: str) -> Result:
+async def get_task_info(session: Session, task: Label) -> Result:
     """Show what a task is, all but its body."""
     found = await session.sn.task(task)
     lines = facts(
@@ -91,7 +91,7 @@ async def get_task_info(session: Session, task: str) -> Result:
 
 
 @SUBJECT.command("GET TASK BODY {task}")
-async def get_task_body(session: Session, task: str) -> Result:
+async def get_task_body(session: Session, task: Label) -> Result:
     """Show the lines of a task's body as they are on the ledger."""
     found = await session.sn.task(task)
     return said(*found.body, data=found.body)

@@ -7,7 +7,7 @@ from typing import Final
 from swarm_hpc.errors import ConfigError, NotReachable, TaskFailed, TimedOut
 from swarm_hpc.records import TaskRun, Taskrunner, TaskState
 from swarm_hpc.swci.contexts import API_PORT, address_of
-from swarm_hpc.swci.grammar import Subject
+from swarm_hpc.swci.grammar import Label, Subject
 from swarm_hpc.swci.result import Result, Tell, facts, said
 from swarm_hpc.swci.session import GENERIC_TASK_WAIT, RUN_TASK_WAIT, Session
 
@@ -23,7 +23,7 @@ _OVER: Final = "WARNING - Maximum configured SWCI wait time is over"
 
 
 @SUBJECT.command("WAIT FOR TASKRUNNER {taskrunner}")
-async def wait_for_taskrunner(session: Session, taskrunner: str, *, tell: Tell) -> Result:
+async def wait_for_taskrunner(session: Session, taskrunner: Label, *, tell: Tell) -> Result:
     """Wait until a taskrunner has ended its task; that fails where the task did, or where it takes longer than the
     context's SWCI_RUN_TASK_MAX_WAIT_TIME or SWCI_GENERIC_TASK_MAX_WAIT_TIME (minutes)."""
     runner = await session.sn.taskrunner(taskrunner)
