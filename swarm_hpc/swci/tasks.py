@@ -11,7 +11,7 @@ from swarm_hpc.sn.client import SnClient
 from swarm_hpc.swci.grammar import Label, Rest, Subject
 from swarm_hpc.swci.result import Result, facts, moment, said, table
 from swarm_hpc.swci.session import Session
-from swarm_hpc.swci.task_files import NewTask, read_new_task
+from swarm_hpc.swci.task_files import NewTask, check_body, read_new_task
 
 SUBJECT = Subject("Tasks")
 
@@ -58,7 +58,8 @@ async def append_task_body(session: Session, task: Label, index: int, line: Rest
 
 @SUBJECT.command("FINALIZE TASK {task}")
 async def finalize_task(session: Session, task: Label) -> Result:
-    """Fix a task's body: from now on it can be assigned, and never changes again."""
+    """Fix a task's body, which has to be one of its type: from now on it can be assigned, and never changes again."""
+    check_body(await session.sn.task(task))
     return said(f"TASK FINALIZED : {task}", data=await session.sn.finalize_task(task))
 
 

@@ -107,7 +107,7 @@ class FakeSn:
         record = NodeRecord(
             name=name,
             endpoint="10.0.0.1:30305",
-            instance=f"instance of {name}",
+            instance=f"id-of-{name.replace('/', '-')}",
             incarnation=1,
             active=True,
             since=NOW,
@@ -140,7 +140,8 @@ class FakeSn:
         if (await self.contract(name)).state is not ContractState.COMPLETED:
             raise ContractBusy(f"{name} is not completed")
         archive = f"{name}.1"
-        self._contracts[archive] = self._contracts.pop(name)
+        old = self._contracts.pop(name)
+        self._contracts[archive] = replace(old, spec=replace(old.spec, name=archive))
         self._rounds[archive] = self._rounds.pop(name)
         self._declared.append(name)
         return archive
