@@ -107,6 +107,7 @@ class Wire:
             try:
                 return self._line.open(CONNECT_ATTEMPT_S)
             except OSError as exc:
+                self._line.close()
                 error = self._failure(exc)
                 pause_s = patience.pause_s(time.monotonic())
                 if pause_s is None or not isinstance(error, NotReachable):

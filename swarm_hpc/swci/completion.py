@@ -1,16 +1,16 @@
-"""What the Tab key offers: the next word of a command, then names of what there is, which the SN is asked for."""
+"""What the Tab key offers: the next word of a command, then names of what there is, which the SN is asked for.
+
+prompt.py shows it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
-
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
 
 from swarm_hpc.errors import SwarmError
 from swarm_hpc.swci.commands import COMMANDS
@@ -58,8 +58,14 @@ def _next(parts: tuple[Part, ...], tokens: Sequence[Token]) -> Iterable[Word | A
         yield from _next(rest, tokens)
     elif not tokens:
         yield part
-    elif isinstance(part, Argument) or (tokens[0].text.upper() == part.text and not tokens[0].is_quoted):
+    elif _can_be(part, tokens[0]):
         yield from _next(rest, tokens[1:])
+
+
+def _can_be(part: Word | Argument, token: Token) -> bool:
+    if isinstance(part, Word):
+        return token.text.upper() == part.text and not token.is_quoted
+    return not part.choices or token.text.upper() in part.choices
 
 
 async def _tasks(session: Session) -> Iterable[str]:
@@ -95,29 +101,19 @@ FROM_SN: Final[dict[str, Names]] = {
 """By the name of an argument."""
 
 
-class Completions(Completer):
-    """Completion for prompt_toolkit. An SN that is slow or away offers nothing, and is no error here."""
+class Completions:
+    """Finds completions for one session. An SN that is slow or away offers nothing, and is no error here."""
 
     def __init__(self, session: Session, now: Callable[[], float] = time.monotonic) -> None:
         self._session, self._now = session, now
         self._known: dict[tuple[str, str], tuple[float, list[str]]] = {}
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Words alone: names need the event loop."""
-        words, _, begun = offers(document.text_before_cursor)
-        return [Completion(word, -len(begun)) for word in words]
-
-    async def get_completions_async(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> AsyncGenerator[Completion, None]:
-        """Words and names."""
-        text = document.text_before_cursor
+    async def find(self, text: str) -> tuple[list[str], int]:
+        """What may come in the place of the last so many characters."""
         words, arguments, begun = offers(text)
-        for word in words:
-            yield Completion(word, -len(begun))
         for argument in arguments:
-            for name in await self._names(argument.name, begun):
-                yield Completion(quote(name), -len(begun))
+            words += [quote(name) for name in await self._names(argument.name, begun)]
+        return words, len(begun)
 
     async def _names(self, argument: str, begun: str) -> list[str]:
         if argument == "context":

@@ -141,7 +141,7 @@ def _fit(
 
 def _explain(tokens: Sequence[Token], commands: Sequence[Command]) -> str:
     """Why no command fits, and which is the nearest."""
-    words = [token.text.upper() for token in tokens]
+    words = ["" if token.is_quoted else token.text.upper() for token in tokens]
     begun = [one for one in commands if list(one.head) == words[: len(one.head)]]
     if begun:
         most = max(len(one.head) for one in begun)

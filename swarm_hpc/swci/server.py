@@ -169,6 +169,8 @@ async def _read_upload(request: web.Request) -> tuple[str, bytes]:
         while (part := await reader.next()) is not None:
             if isinstance(part, BodyPartReader) and part.name == "file":
                 return part.filename or "", await _read_part(part)
+    except SwarmError:
+        raise
     except (ValueError, AssertionError, LookupError, RuntimeError) as exc:  # what aiohttp says of a broken body
         raise ProtocolError(f"{request.path}: the multipart body is broken: {exc}") from exc
     raise ProtocolError(f"{request.path}: the multipart body has no field `file`")

@@ -11,15 +11,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from swarm_hpc.errors import ConfigError
 from swarm_hpc.swci.parser import is_comment
 from swarm_hpc.swci.script import Console, run_lines
-
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
 
 
 async def read_stdin() -> AsyncIterator[str]:
@@ -35,7 +29,9 @@ async def run_pipe(console: Console) -> int:
 
 async def run_shell(console: Console, history: str) -> int:
     """Ask for commands until EXIT or Ctrl-D; the exit code: 0, or that of the error that ended it."""
-    prompt = _prompt(console, history)
+    from swarm_hpc.swci.prompt import make_prompt  # a script needs no terminal's library
+
+    prompt = make_prompt(console.session, history)
     while not console.session.is_over:
         try:
             line = await prompt.prompt_async(console.prompt)
@@ -64,23 +60,3 @@ def interruptible(task: asyncio.Task[object]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-def _prompt(console: Console, history: str) -> PromptSession[str]:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    from swarm_hpc.swci.completion import Completions
-
-    if not history:
-        kept: InMemoryHistory | FileHistory = InMemoryHistory()
-    else:
-        file = Path(history).expanduser()
-        try:
-            file.touch(mode=0o600)
-        except OSError as exc:
-            raise ConfigError(f"history: {file}: {exc.strerror}; give another file, or history= for none") from exc
-        kept = FileHistory(file)
-    return PromptSession(
-        history=kept, completer=Completions(console.session), complete_while_typing=False, enable_history_search=True
-    )
