@@ -52,6 +52,23 @@ class SlPlace(StrEnum):
     """In a container of its own, made from the same image."""
 
 
+class LicenseKind(StrEnum):
+    """Whether an SL node needs a seat."""
+
+    NONE = "none"
+    SERVER = "server"
+    """From a licence server."""
+
+
+class ExecutorKind(StrEnum):
+    """What a SWOP starts SL nodes as."""
+
+    SLURM = "slurm"
+    """Jobs of the site's cluster."""
+    LOCAL = "local"
+    """Processes of its own host."""
+
+
 class LedgerKind(StrEnum):
     """Which ledger an SN keeps."""
 
@@ -343,6 +360,51 @@ class ImageConfig:
 
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
+class LicenseConfig:
+    """The seat that an SL node trains on. All but `kind` are for license=server."""
+
+    kind: LicenseKind = LicenseKind.NONE
+    server: str = ""
+    """host:port of the consortium's licence server."""
+    wait_s: float = 0.0
+    """How long a node that starts waits for a free seat; 0: it ends at once where there is none."""
+    grace_s: float = 900.0
+    """How long a node trains on while the licence server cannot be reached."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "wait_s")
+        positive(self, "grace_s")
+        if self.kind is LicenseKind.SERVER and not self.server:
+            raise ConfigError("server: host:port of the licence server; give license.server=HOST:5814")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class LicenseServerConfig:
+    """`swarm-hpc license`: the consortium's licence server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 5814
+    """Its inbound port; 0 takes a free one."""
+    data_dir: str = "swarm-license"
+    """Where the licence and who has seats are kept."""
+    public_key: str = ""
+    """PEM file of the owner's public key: only licences that are signed with its private key count."""
+    lease_s: float = 60.0
+    """The seats of a node that is not heard of for this long are free again."""
+    warn_days: float = 14.0
+    """So many days before the licence ends the log and the status begin to say so."""
+    identity: IdentityConfig
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        positive(self, "lease_s")
+        at_least(self, 0, "warn_days")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
 class SlConfig:
     """`swarm-hpc sl`: a swarm learning node beside one ML program."""
 
@@ -362,6 +424,7 @@ class SlConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
     job: JobConfig = field(default_factory=JobConfig)
     program: ProgramConfig
@@ -537,10 +600,62 @@ class SubmitConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def __post_init__(self) -> None:
         positive(self, "poll_s", "wait_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class FollowConfig:
+    """How a SWOP follows its taskrunner, and what it says there."""
+
+    poll_s: float = 5.0
+    """How often it looks how jobs and processes do."""
+    report_s: float = 10.0
+    """How often it reports progress at most; what has begun or ended is reported at once."""
+    share_log_lines: int = 5
+    """How many lines of a failed program's log go onto the ledger, which all sites read and which forgets nothing; 0:
+    the reason and the log's last line only."""
+
+    def __post_init__(self) -> None:
+        positive(self, "poll_s", "report_s")
+        at_least(self, 0, "share_log_lines")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwopConfig:
+    """`swarm-hpc swop`: a site's node that does the tasks of a taskrunner."""
+
+    profile: str
+    """The SWOP profile: YAML, as for HPE Swarm Learning."""
+    name: str
+    """This node's name, site/swop/name; it must lie in the site of its certificate."""
+    sn: str = ""
+    """host:port of the site's SN; empty: that of the profile (apisrv)."""
+    state_dir: str = "swarm-swop"
+    """Folder for all that it starts, on the file system that the cluster shares; a new SWOP finds it there."""
+    volumes_dir: str = ""
+    """Folder of the volumes that tasks make and use; empty: volumes in state_dir."""
+    executor: ExecutorKind = ExecutorKind.SLURM
+    identity: IdentityConfig
+    site: SiteConfig
+    """What jobs ask Slurm for; its identity is that of the SL nodes, where the profile names none."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    follow: FollowConfig = field(default_factory=FollowConfig)
+
+    def __post_init__(self) -> None:
+        try:
+            NodeName.parse(self.name)
+        except ValueError as exc:
+            raise ConfigError(f"name: {exc}") from exc
 
 
 @with_config(_STRICT)

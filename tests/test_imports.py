@@ -10,6 +10,7 @@ LOGIN_NODE = [
     "swarm_hpc.cli",
     "swarm_hpc.identity",
     "swarm_hpc.transport",
+    "swarm_hpc.license",
     "swarm_hpc.sn",
     "swarm_hpc.sl",
     "swarm_hpc.local",

@@ -1,4 +1,4 @@
-"""The unit file of an SN that is a service of a user: systemd takes it, and it fits how an SN ends."""
+"""The unit files of an SN and a SWOP that are services of a user: systemd takes them, and they fit how those end."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def start(service: configparser.SectionProxy, settings: str) -> subprocess.Compl
     return subprocess.run(shlex.split(words), env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_systemd_takes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sn", "swop"])
+def test_systemd_takes_it(tmp_path: Path, name: str) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("no systemd-analyze here")
     env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    done = subprocess.run([program, "verify", "--user", UNIT], env=env, capture_output=True, text=True)
+    words = [program, "verify", "--user", UNIT.with_name(f"swarm-hpc-{name}.service")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

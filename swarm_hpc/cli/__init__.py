@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from swarm_hpc import __version__
-from swarm_hpc.cli import certs, image, nodes, runs, sites, submit
+from swarm_hpc.cli import certs, image, license, nodes, runs, sites, submit, swop
 from swarm_hpc.cli.command import Command, exit_code
 from swarm_hpc.cli.settings import nearest
 from swarm_hpc.errors import ConfigError
@@ -22,7 +22,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "sites": sites.SITES,
     "sn": nodes.SN,
     "sl": nodes.SL,
+    "license": license.LICENSE,
     "submit": submit.SUBMIT,
+    "swop": swop.SWOP,
     "certs": certs.CERTS,
     "image": image.IMAGE,
 }

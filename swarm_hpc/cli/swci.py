@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ SETTINGS: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `swci` and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without é must not end a session
     return exit_code(PROGRAM, list(sys.argv[1:] if argv is None else argv), _dispatch)
 
 

@@ -1,4 +1,4 @@
-"""That a node is told to leave before its training is over, by a signal, and by when it has to be gone.
+"""That a node is told to leave before its training is over, by a signal or for want of a seat.
 
 SIGUSR2 comes ahead of a job's time limit, SIGTERM with scancel, preemption and requeue. Either way the node is away at
 once, its program saves its state at the end of a batch, and both end. Slurm may send SIGTERM more than once.
@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+
+from swarm_hpc.errors import SwarmError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class Departure:
         self.reason = ""
         self.warned = False
         """It was SIGUSR2: the job is to come back."""
+        self.error: SwarmError | None = None
+        """What the node's life ends with once it has left, where it leaves because of an error."""
         self.attended = False
         """Somebody looks at `asked`; before that a signal ends the node at once."""
         self.stopped = False
@@ -40,6 +44,12 @@ class Departure:
             log.info("leaving: %s", reason)
             self.reason, self.warned = reason, warned
             self.asked.set()
+
+    def fail(self, error: SwarmError) -> None:
+        """Tell the node to leave, and to end with that error. For want of what it could only go on with."""
+        if not self.asked.is_set():
+            self.error = error
+        self.ask(str(error))
 
     @contextmanager
     def by_signals(self, life: asyncio.Future[Any]) -> Iterator[None]:

@@ -13,6 +13,8 @@ from typing import Any, Final
 from swarm_hpc.config import ProgramConfig, RanksKind, SlConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
 from swarm_hpc.identity.certs import Identity, load
+from swarm_hpc.license.client import hold_seat
+from swarm_hpc.license.terms import SeatRequest
 from swarm_hpc.records import NodeName
 from swarm_hpc.sl.departure import Departure
 from swarm_hpc.sl.entrance import Entrance, Following, Single, Speaking
@@ -56,8 +58,15 @@ async def live(config: SlConfig, departure: Departure | None = None) -> None:
     until it has left.
 
     ProgramFailed, or the error that the program was told last; Fenced or DuplicateNode: another process has the name.
+    LicenseError: there is no seat, or it was lost, after the program had its time to save.
     """
     departure = departure or Departure()
+    await _live(config, departure)
+    if departure.error is not None:
+        raise departure.error
+
+
+async def _live(config: SlConfig, departure: Departure) -> None:
     if config.ranks.kind is RanksKind.SINGLE:
         await _speak(config, None, departure)
         return
@@ -86,7 +95,11 @@ async def _speak(config: SlConfig, job: Job | None, departure: Departure) -> Non
     _check_name(config, identity)
     state_dir = Path(config.state_dir)
     instance = load_instance(state_dir)
+    seat = SeatRequest(node=config.name, instance=instance, num_seats=max(1, config.ranks.num_ranks))
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            hold_seat(config.license, identity, seat, config.connection, on_lost=departure.fail)
+        )
         patience_s = config.round.max_wait_s
         sn = await stack.enter_async_context(
             SnClient(identity, config.sn, connection=config.connection, halt_wait_s=patience_s)

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,6 +101,30 @@ class Builder:
                 return self._base(sandbox=sandbox, force=force)
             return self._layered(name, self._base(), sandbox=sandbox, force=force)
 
+    def find(self, name: str, key: str) -> Built | None:
+        """The SIF file of that name, where it was made with that key and nothing has replaced it since."""
+        return self._already(name, key, sandbox=False)
+
+    @contextmanager
+    def turn(self) -> Iterator[Path]:
+        """A working folder beside the images while nobody else builds, for an image that is none of NAMES."""
+        with self._alone(), self._working_folder() as work:
+            yield work
+
+    def command(self, target: Path, source: str, options: Sequence[str] = ()) -> list[str]:
+        """How `target` is built from a definition file, or an image of a registry."""
+        command = [*_as_builder(), str(self.apptainer), "build"]
+        command += ["--force", "--notest"]  # --force: the base has labels of the same names
+        command += ["--mksquashfs-args", f"-all-root -comp zstd -Xcompression-level {self._level}"]
+        return [*command, *options, str(target), source]
+
+    def keep(self, beside: Path, name: str, *, key: str, base: str, work: Path) -> Built:
+        """Put the SIF file `beside`, made in a turn, into its place under that name, and record it."""
+        source, image = find_source(), Image(name, self._path(name, sandbox=False), is_sandbox=False)
+        record = self._record(key=key, source=source, base=base)
+        _put(beside, image.path, work)
+        return Built(image, record_image(image, record), is_new=True)
+
     def _base(self, *, sandbox: bool = False, force: bool = False) -> Built:
         origin = self._origin()
         ingredients = {"definition": hash_file(DEFINITIONS / f"{BASE}.def"), "origin": origin.key, "level": self._level}
@@ -168,13 +192,10 @@ class Builder:
         path = self._path(plan.name, plan.sandbox)
         beside = work / path.name
         arguments = {**plan.arguments, "VERSION": plan.source.version, "COMMIT": plan.source.commit}
-        command = [*_as_builder(), str(self.apptainer), "build"]
-        command += ["--force", "--notest"]  # --force: the base has labels of the same names
-        command += ["--sandbox"] if plan.sandbox else []
-        command += ["--mksquashfs-args", f"-all-root -comp zstd -Xcompression-level {self._level}"]
-        command += ["--bind", f"{content}:/mnt:ro"] if content else []
-        command += [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
-        command += [str(beside), str(DEFINITIONS / f"{plan.name}.def")]
+        options = ["--sandbox"] if plan.sandbox else []
+        options += ["--bind", f"{content}:/mnt:ro"] if content else []
+        options += [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
+        command = self.command(beside, str(DEFINITIONS / f"{plan.name}.def"), options)
         (work / "tmp").mkdir()
         env, timeout_s = {"APPTAINER_TMPDIR": str(work / "tmp")}, self._config.timeout_s
         self._tell(f"{plan.name}: building {'the sandbox' if plan.sandbox else 'and packing the file'}")
@@ -184,14 +205,15 @@ class Builder:
         program.run(self.apptainer, "test", *words, timeout_s=timeout_s)
         _put(beside, path, work)
         image = Image(plan.name, path, plan.sandbox)
-        return Built(image, record_image(image, self._record(plan)), is_new=True)
+        record = self._record(key=plan.key, source=plan.source, base=plan.arguments["BASE_DIGEST"])
+        return Built(image, record_image(image, record), is_new=True)
 
-    def _record(self, plan: _Plan) -> Record:
+    def _record(self, *, key: str, source: Source, base: str) -> Record:
         return Record(
-            key=plan.key,
-            version=plan.source.version,
-            commit=plan.source.commit,
-            base=plan.arguments["BASE_DIGEST"],
+            key=key,
+            version=source.version,
+            commit=source.commit,
+            base=base,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             apptainer=program.run(self.apptainer, "--version").split()[-1],
         )

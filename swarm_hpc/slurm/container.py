@@ -260,6 +260,7 @@ def program_container(program: ProgramConfig, config: ContainerConfig, image: Im
     wanted += [Bind(str(path.parent)) for path in named if path.is_file() and path.parent != Path("/")]
     wanted += [parse_bind(text) for text in config.binds]
     own = {name: value for name, value in program.env.items() if name in _ENV}
+    _make_mount_points(tmp / "tmp", wanted)
     return Container(
         image=image.path,
         home=_made(tmp / "home"),
@@ -305,6 +306,19 @@ def _needed(binds: Iterable[Bind]) -> Iterator[Bind]:
         if not any(inside):
             kept.append(bind)
     return iter(kept)
+
+
+def _make_mount_points(tmp: Path, binds: Iterable[Bind]) -> None:
+    """What is bound below /tmp needs a place in the folder that is the container's /tmp: Apptainer makes none there."""
+    for bind in binds:
+        target = Path(bind.target or bind.source)
+        if target.is_relative_to("/tmp") and target != Path("/tmp"):  # noqa: S108 - the container's own
+            place = tmp / target.relative_to("/tmp")  # noqa: S108
+            if Path(bind.source).is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
 
 
 def _keys(identity: IdentityConfig) -> list[Bind]:

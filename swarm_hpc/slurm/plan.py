@@ -163,6 +163,7 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
         sn=site.sn,
         state_dir=str(folder / "sl"),
         ranks=ranks,
+        license=config.license,
         container=config.container.of(experiment.platform),
         job=JobConfig(id=task.job, num_gpus=task.num_gpus * (ranks.num_ranks or 1)),
         node_weight=config.node_weight,

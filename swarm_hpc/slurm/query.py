@@ -39,6 +39,15 @@ def fetch_jobs(ids: Sequence[str], *, now: float) -> tuple[Job, ...]:
     return found
 
 
+def find_job(name: str, *, now: float) -> Job | None:
+    """The newest job of that name, as long as Slurm remembers it; None: there is none. Raises as `fetch_jobs`."""
+    found = _ask_squeue(now, f"--name={name}")
+    if found:
+        return max(found, key=lambda job: int(job.id) if job.id.isdecimal() else 0)
+    runs = _ask_sacct(f"--name={name}", f"--starttime=now-{ENDED_S / 3600:.0f}hours") or {}
+    return _named(sacct.forgotten(runs[max(runs)], now)) if runs else None
+
+
 def fetch_ours(*, now: float) -> tuple[Job, ...]:
     """Ours: first those that are not over, then those that ended lately, the latest first. Raises as `fetch_jobs`."""
     known = {job.id: _with_cause(job) for job in _ask_squeue(now) if job.is_ours}

@@ -20,7 +20,7 @@ async def help(session: Session, command: Rest = Rest()) -> Result:  # noqa: B00
     words = command.upper().split()
     if not words:
         names = sorted({" ".join(one.head) for one in COMMANDS})
-        return said("Commands:", *(f"    {name}" for name in names), data=names)
+        return said(*(f"    {name}" for name in names), data=names)
     found = [one for one in COMMANDS if list(one.head[: len(words)]) == words]
     if not found:
         near = nearest(words, COMMANDS)

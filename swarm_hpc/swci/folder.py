@@ -83,7 +83,7 @@ class Folder:
         paths = [path for listed in found for path in listed]
         if len(paths) > _MAX_ENTRIES:
             raise ConfigError(f"LS: {len(paths)} entries are more than {_MAX_ENTRIES}; name what you look for")
-        return tuple(_line(path) if "l" in options else path.name for path in paths)
+        return tuple(_line(path) if "l" in options else _name(path) for path in paths)
 
     def _list(self, name: str, *, show_hidden: bool) -> list[Path]:
         found = self.find(name)
@@ -95,13 +95,18 @@ class Folder:
             raise ConfigError(f"{name}: {found}: {exc.strerror}") from exc
 
 
+def _name(path: Path) -> str:
+    """The file's name, also where it is no text."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
+
+
 def _line(path: Path) -> str:
     try:
         known = path.lstat()
     except OSError:
-        return f"?          ? {'?':20} {path.name}"  # deleted since
+        return f"?          ? {'?':20} {_name(path)}"  # deleted since
     kind = stat.filemode(known.st_mode)[0]
-    return f"{kind} {known.st_size:>10} {moment(known.st_mtime)} {path.name}"
+    return f"{kind} {known.st_size:>10} {moment(known.st_mtime)} {_name(path)}"
 
 
 def _resolved(path: Path) -> Path:

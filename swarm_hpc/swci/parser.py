@@ -56,6 +56,10 @@ def parse(text: str, commands: Sequence[Command]) -> Call:
     """The command that the text is. ConfigError, with what may have been meant, where it is none."""
     if len(text) > MAX_TEXT:
         raise ConfigError(f"a command has at most {MAX_TEXT} characters, this one has {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError("a command is text; this one has half a character in it") from exc
     tokens = tuple(tokenize(text))
     if not tokens:
         raise ConfigError("there is no command; HELP lists them")

@@ -1,0 +1,1 @@
+"""SWOP: a site's node that does the tasks of a taskrunner."""

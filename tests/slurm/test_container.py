@@ -161,6 +161,17 @@ def test_a_node_finds_its_files_from_another_working_directory(config: SlConfig,
     assert (found.state_dir, found.program.log, found.transfer.shared_dir) == (f"{tmp_path}/state", "", "")
 
 
+def test_what_is_bound_below_tmp_has_a_place_in_the_containers_own(tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "file"
+    data.mkdir()
+    file.touch()
+    config = ContainerConfig(binds=[f"{data}:/tmp/test/data:rw", f"{file}:/tmp/test/file"])
+    program = ProgramConfig(command=["x"], cwd=str(data))
+    made = container.program_container(program, config, Image("ml", Path("/ml.sif"), False), tmp_path / "t")
+    assert (made.tmp / "test" / "data").is_dir()
+    assert (made.tmp / "test" / "file").is_file()
+
+
 @pytest.mark.parametrize("text", ["", ":/a", "{here}:relative", "{here}:/a:wr", "/not/there"])
 def test_a_bind_that_cannot_be_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"container\.binds"):

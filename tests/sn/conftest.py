@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,27 @@ def new_spec() -> Callable[..., ContractSpec]:
 
 
 @pytest.fixture
-async def start_swarm(consortium: Consortium, sn_config: SnConfig) -> AsyncIterator[Callable[[], Awaitable[Swarm]]]:
+def swarm_of(consortium: Consortium) -> Callable[[SnConfig], AbstractAsyncContextManager[Swarm]]:
+    """An SN with these settings, for as long as one wants it."""
+
+    @asynccontextmanager
+    async def run(config: SnConfig) -> AsyncIterator[Swarm]:
+        async with AsyncExitStack() as stack:
+            address = await stack.enter_async_context(node.start(config, consortium.identity("alpha/sn/sn")))
+            yield Swarm(address, consortium, stack, ConnectionConfig(connect_timeout_s=5))
+
+    return run
+
+
+@pytest.fixture
+async def start_swarm(
+    swarm_of: Callable[[SnConfig], AbstractAsyncContextManager[Swarm]], sn_config: SnConfig
+) -> AsyncIterator[Callable[[], Awaitable[Swarm]]]:
     """Starts an SN with `sn_config` as it is then; it stops with the test."""
     async with AsyncExitStack() as stack:
 
         async def start() -> Swarm:
-            address = await stack.enter_async_context(node.start(sn_config, consortium.identity("alpha/sn/sn")))
-            return Swarm(address, consortium, stack, ConnectionConfig(connect_timeout_s=5))
+            return await stack.enter_async_context(swarm_of(sn_config))
 
         yield start
 

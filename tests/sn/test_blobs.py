@@ -9,6 +9,7 @@ import pytest
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, ContractBusy, DiskFull, NotAuthorized, NotFound
 from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform
+from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.owners import Owners
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -120,17 +121,17 @@ async def test_a_reset_contract_keeps_its_blobs_under_the_archives_name(swarm, n
         await two.client.download(fresh)
 
 
-async def test_a_reset_while_the_sn_is_down_is_made_up_for(swarm, new_spec, tmp_path):
-    (one,) = await joined(swarm, "alpha/sl/one", spec=new_spec, min_peers=1)
-    await put(one, b"parameters")
-    owners = Owners(tmp_path / "owners.sqlite")
-    owners.add("ab" * 32, "demo", 3)
-    owners.add("cd" * 32, "other", 1)
-    owners.rename("demo", "demo.1")
-    owners.close()
-    again = Owners(tmp_path / "owners.sqlite")
-    assert (again.of("ab" * 32), again.contracts()) == ({"demo.1"}, {"demo.1", "other"})
-    again.close()
+async def test_a_reset_while_the_sn_is_down_is_made_up_for(consortium, sn_config, swarm_of, new_spec):
+    async with swarm_of(sn_config) as swarm:
+        one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
+        blob = await put(one, b"parameters")
+        for node in (one, two):
+            await node.client.finish("demo", node.name, node.incarnation, FinishMode.INACTIVE)
+    with Ledger.open(sn_config.ledger, Path(sn_config.data_dir) / "ledger", found=None) as ledger:
+        assert ledger.reset_contract("demo") == "demo.1"
+    async with swarm_of(sn_config) as swarm:
+        two = await swarm.client("beta/sl/two")
+        assert await two.download(blob) == b"parameters"
 
 
 async def test_blobs_need_a_contract_and_a_member(swarm, new_spec):

@@ -146,9 +146,9 @@ async def test_what_cannot_be_is_refused_by_name(swarm) -> None:
         await ada.task("nothing")
     with pytest.raises(TaskRefused, match="finalised"):
         await ada.append_task_body("fetch", 1, ["other"])
-    with pytest.raises(TaskRefused, match="run is over|no such run"):
-        await ada.assign(RUNNER, "fetch")
-        await ada.reset_taskrunner(RUNNER)
+    await ada.assign(RUNNER, "fetch")
+    await ada.reset_taskrunner(RUNNER)
+    with pytest.raises(TaskRefused, match="run is over"):
         await one.report(1, COMPLETE)
     with pytest.raises(TaskRefused, match="fewer peers"):
         await ada.assign(RUNNER, "fetch", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -360,6 +361,8 @@ async def test_the_folder_is_the_sessions_own(desk) -> None:
     assert await desk.lines("LS -a") == [".hidden", "a b.yaml", "deep"]
     assert await desk.lines("ls 'a b.yaml'") == ["a b.yaml"]
     assert [line.split()[0] for line in await desk.lines("ls -l")] == ["-", "d"]
+    (desk.folder / "usr" / os.fsdecode(b"\xff.yaml")).write_text("x")
+    assert "\\xff.yaml" in await desk.lines("ls")
     await desk("cd /platform/swarm/usr")
     assert await desk.lines("pwd") == [str(desk.folder)]
     for command in ("cd nowhere", "cd 'usr/a b.yaml'", "ls nowhere", "ls -R", "ls 'x", "cd ~nobody-is-called-so"):

@@ -79,6 +79,7 @@ def test_a_command_is_understood(text, method, arguments) -> None:
         ("create contract ../x", "contract: '../x': use letters, digits"),
         ("sleep tomorrow", "seconds: 'tomorrow' is not a number: SLEEP <seconds : number>"),
         ("x" * 9000, "at most 8192 characters"),
+        ("help \ud800", "half a character"),
     ],
 )
 def test_what_is_not_understood_says_what_would_be(text, reason) -> None:
