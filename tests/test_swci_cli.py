@@ -12,7 +12,7 @@ from swarm_hpc.cli import swci
 from swarm_hpc.cli.settings import load
 from swarm_hpc.config import SwciConfig
 from swarm_hpc.errors import ConfigError
-from tests.sn.conftest import consortium, sn_config, start_swarm, swarm  # noqa: F401 - fixtures
+from tests.sn.conftest import consortium, sn_config, start_swarm, swarm, swarm_of  # noqa: F401 - fixtures
 
 IDENTITY = ["identity.cert=c.pem", "identity.key=k.pem", "identity.bundle=b.json"]
 

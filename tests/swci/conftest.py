@@ -11,7 +11,7 @@ from swarm_hpc.config import IdentityConfig, SwciConfig
 from swarm_hpc.swci import commands
 from swarm_hpc.swci.result import Result
 from swarm_hpc.swci.session import Session, connector
-from tests.sn.conftest import consortium, sn_config, start_swarm  # noqa: F401 - fixtures
+from tests.sn.conftest import consortium, sn_config, start_swarm, swarm_of  # noqa: F401 - fixtures
 from tests.swci.fake_sn import NOW, FakeSn
 
 NOBODY = IdentityConfig(cert="c.pem", key="k.pem", bundle="b.json")
