@@ -281,8 +281,9 @@ class Methods(ABC):
         return self._do("get_run", taskrunner=taskrunner, number=number)
 
     def wait_for_taskrunner(self, taskrunner: str) -> Any:
-        """Wait until a taskrunner has ended its task; that fails where the task did, or where it takes longer than the
-        context's SWCI_RUN_TASK_MAX_WAIT_TIME or SWCI_GENERIC_TASK_MAX_WAIT_TIME (minutes).
+        """Wait until a taskrunner has ended its task; that fails as soon as so many peers have failed that it cannot be
+        completed, or where it takes longer than the context's SWCI_RUN_TASK_MAX_WAIT_TIME or
+        SWCI_GENERIC_TASK_MAX_WAIT_TIME (minutes).
 
         WAIT FOR TASKRUNNER <taskrunner : name>
         """

@@ -24,8 +24,9 @@ _OVER: Final = "WARNING - Maximum configured SWCI wait time is over"
 
 @SUBJECT.command("WAIT FOR TASKRUNNER {taskrunner}")
 async def wait_for_taskrunner(session: Session, taskrunner: Label, *, tell: Tell) -> Result:
-    """Wait until a taskrunner has ended its task; that fails where the task did, or where it takes longer than the
-    context's SWCI_RUN_TASK_MAX_WAIT_TIME or SWCI_GENERIC_TASK_MAX_WAIT_TIME (minutes)."""
+    """Wait until a taskrunner has ended its task; that fails as soon as so many peers have failed that it cannot be
+    completed, or where it takes longer than the context's SWCI_RUN_TASK_MAX_WAIT_TIME or
+    SWCI_GENERIC_TASK_MAX_WAIT_TIME (minutes)."""
     runner = await session.sn.taskrunner(taskrunner)
     minutes = float(session.context().env[RUN_TASK_WAIT if runner.counts_sl else GENERIC_TASK_WAIT])
     tell(f"WAITING FOR TASKRUNNER TO COMPLETE (at most {minutes:g} minutes)")
@@ -60,14 +61,18 @@ def failure(run: TaskRun) -> str:
     failed = [f"{one.node}: {one.text or 'no reason given'}" for one in run.peers if one.state is TaskState.ERROR]
     if not failed:
         return f"{what} ended in ERROR: fewer peers did it than the {run.num_peers} that were wanted"
-    return f"{what} ended in ERROR at {len(failed)} of {len(run.peers)} peers: " + "; ".join(failed)
+    text = f"{what} ended in ERROR at {len(failed)} of {len(run.peers)} peers: {'; '.join(failed)}"
+    working = [one.node for one in run.peers if one.state is TaskState.RUNNING]
+    if run.state is TaskState.RUNNING and working:
+        text += f"; still at work: {', '.join(working)} (RESET TASKRUNNER {run.taskrunner} stops them)"
+    return text
 
 
 async def _follow(session: Session, runner: Taskrunner, until: float, tell: Tell) -> None:
-    """Wait until the run that is under way is over. TimedOut."""
+    """Wait until the run that is under way is over, or cannot be completed any more. TimedOut."""
     first = runner.run
     has_told = False
-    while runner.state is TaskState.RUNNING and runner.run == first:
+    while runner.state is TaskState.RUNNING and runner.run == first and runner.reachable:
         left_s = until - session.now()
         if left_s <= 0:
             tell(f"\n{_OVER}" if has_told else _OVER)

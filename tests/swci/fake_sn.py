@@ -386,6 +386,7 @@ def runner(name: str) -> Taskrunner:
         run=0,
         num_runs=0,
         version=0,
+        reachable=True,
         peers=(),
     )
 
