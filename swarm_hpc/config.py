@@ -670,6 +670,50 @@ class ClientConfig:
     connection: ConnectionConfig = field(default_factory=ConnectionConfig)
 
 
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwciWebConfig:
+    """`swci --web`: commands over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 30306
+    """Its port; 0 takes a free one."""
+    max_sessions: int = 64
+    """Each client certificate has a session; the one that was not used for the longest time makes room."""
+    command_timeout_s: float = 7500.0
+    """The longest that one command may take; longer than the two limits of WAIT FOR TASKRUNNER."""
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        at_least(self, 1, "max_sessions")
+        positive(self, "command_timeout_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwciConfig:
+    """`swci`: the command interface."""
+
+    sn: str = ""
+    """host:port of the SN that the context `default` stands for; empty: there is no such context."""
+    identity: IdentityConfig
+    """A certificate of kind swci."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    usr_dir: str = "."
+    """Folder where the session starts, and which a web session does not leave; /platform/swarm/usr of HPE's scripts."""
+    history: str = "~/.swci_history"
+    """File with the lines that were typed in the shell; empty keeps none."""
+    run_task_max_wait_min: float = 120.0
+    """WAIT FOR TASKRUNNER: the longest wait for a RUN_SWARM task, in minutes."""
+    generic_task_max_wait_min: float = 120.0
+    """WAIT FOR TASKRUNNER: the longest wait for any other task, in minutes."""
+    web: SwciWebConfig = field(default_factory=SwciWebConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "run_task_max_wait_min", "generic_task_max_wait_min")
+
+
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
