@@ -589,7 +589,7 @@ class SubmitConfig:
     seed: int = 0
     """Seed of the training programs."""
     data_dir: str
-    """Folder of this training's data; the programs' DATA_DIR."""
+    """Folder of this training's data; the programs' DATA_DIR. Empty: that is not set."""
     node_weight: int = 1
     """Weight of each task's parameters in a merge, 1-100, where the ML program does not say."""
     poll_s: float = 5.0
@@ -614,8 +614,8 @@ class FollowConfig:
 
     poll_s: float = 5.0
     """How often it looks how jobs and processes do."""
-    report_s: float = 10.0
-    """How often it reports progress at most; what has begun or ended is reported at once."""
+    report_s: float = 30.0
+    """How often it reports progress at most: each time is a transaction. What has begun or ended is told at once."""
     share_log_lines: int = 5
     """How many lines of a failed program's log go onto the ledger, which all sites read and which forgets nothing; 0:
     the reason and the log's last line only."""
@@ -648,6 +648,7 @@ class SwopConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
     follow: FollowConfig = field(default_factory=FollowConfig)
 
