@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from swarm_hpc.config import SwciWebConfig
 from swarm_hpc.errors import ConfigError, NotAuthorized, ProtocolError, SwarmError, TimedOut
@@ -171,7 +172,8 @@ async def _read_upload(request: web.Request) -> tuple[str, bytes]:
                 return part.filename or "", await _read_part(part)
     except SwarmError:
         raise
-    except (ValueError, AssertionError, LookupError, RuntimeError) as exc:  # what aiohttp says of a broken body
+    # what aiohttp says of a broken body
+    except (HttpProcessingError, ValueError, AssertionError, LookupError, RuntimeError) as exc:
         raise ProtocolError(f"{request.path}: the multipart body is broken: {exc}") from exc
     raise ProtocolError(f"{request.path}: the multipart body has no field `file`")
 
