@@ -589,7 +589,7 @@ class SubmitConfig:
     seed: int = 0
     """Seed of the training programs."""
     data_dir: str
-    """Folder of this training's data; the programs' DATA_DIR."""
+    """Folder of this training's data; the programs' DATA_DIR. Empty: that is not set."""
     node_weight: int = 1
     """Weight of each task's parameters in a merge, 1-100, where the ML program does not say."""
     poll_s: float = 5.0
@@ -614,8 +614,8 @@ class FollowConfig:
 
     poll_s: float = 5.0
     """How often it looks how jobs and processes do."""
-    report_s: float = 10.0
-    """How often it reports progress at most; what has begun or ended is reported at once."""
+    report_s: float = 30.0
+    """How often it reports progress at most: each time is a transaction. What has begun or ended is told at once."""
     share_log_lines: int = 5
     """How many lines of a failed program's log go onto the ledger, which all sites read and which forgets nothing; 0:
     the reason and the log's last line only."""
@@ -648,6 +648,7 @@ class SwopConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    license: LicenseConfig = field(default_factory=LicenseConfig)
     container: ContainerConfig = field(default_factory=ContainerConfig)
     follow: FollowConfig = field(default_factory=FollowConfig)
 
@@ -667,6 +668,50 @@ class ClientConfig:
     """host:port of the SN."""
     identity: IdentityConfig
     connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwciWebConfig:
+    """`swci --web`: commands over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 30306
+    """Its port; 0 takes a free one."""
+    max_sessions: int = 64
+    """Each client certificate has a session; the one that was not used for the longest time makes room."""
+    command_timeout_s: float = 7500.0
+    """The longest that one command may take; longer than the two limits of WAIT FOR TASKRUNNER."""
+
+    def __post_init__(self) -> None:
+        port_number(self, "port")
+        at_least(self, 1, "max_sessions")
+        positive(self, "command_timeout_s")
+
+
+@with_config(_STRICT)
+@dataclass(kw_only=True, slots=True)
+class SwciConfig:
+    """`swci`: the command interface."""
+
+    sn: str = ""
+    """host:port of the SN that the context `default` stands for; empty: there is no such context."""
+    identity: IdentityConfig
+    """A certificate of kind swci."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    usr_dir: str = "."
+    """Folder where the session starts, and which a web session does not leave; /platform/swarm/usr of HPE's scripts."""
+    history: str = "~/.swci_history"
+    """File with the lines that were typed in the shell; empty keeps none."""
+    run_task_max_wait_min: float = 120.0
+    """WAIT FOR TASKRUNNER: the longest wait for a RUN_SWARM task, in minutes."""
+    generic_task_max_wait_min: float = 120.0
+    """WAIT FOR TASKRUNNER: the longest wait for any other task, in minutes."""
+    web: SwciWebConfig = field(default_factory=SwciWebConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "run_task_max_wait_min", "generic_task_max_wait_min")
 
 
 @cache

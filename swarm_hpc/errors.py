@@ -302,6 +302,8 @@ class LicenseError(SwarmError):
 class TaskFailed(SwarmError):
     """SWOP nodes could not do a task: the text says which of them, which task and why."""
 
+    http_status = 409
+
 
 class MergeError(SwarmError):
     """Inputs that cannot be merged."""

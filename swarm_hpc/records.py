@@ -306,6 +306,8 @@ class Taskrunner:
     num_runs: int
     version: int
     """Grows with every change: ask for what is newer."""
+    reachable: bool
+    """False where the peers that have not failed are too few for num_peers, though some of them may be at work."""
     peers: tuple[TaskrunnerPeer, ...]
 
 

@@ -10,7 +10,7 @@ import pytest
 from swarm_hpc import __version__, cli
 from swarm_hpc.cli import settings
 from swarm_hpc.cli.command import Command
-from swarm_hpc.config import LocalConfig, SlConfig, SnConfig, TransferMode
+from swarm_hpc.config import LocalConfig, SlConfig, SnConfig, SwopConfig, TransferMode
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import MergeMethod
 
@@ -57,6 +57,9 @@ def test_the_defaults_in_yaml_are_those_of_the_dataclasses():
     sl = settings.load(SlConfig, "sl", [*SL, "state_dir=x"])
     assert sl == SlConfig(name=sl.name, sn=sl.sn, state_dir="x", identity=sl.identity, program=sl.program)
     assert sl.program.command == ["python", "train.py"]
+    words = [*IDENTITY, "profile=p", "name=alpha/swop/s", "site.name=alpha", "site.sn=sn:1"]
+    swop = settings.load(SwopConfig, "swop", [*words, *(f"site.{word}" for word in IDENTITY)])
+    assert swop == SwopConfig(profile="p", name=swop.name, identity=swop.identity, site=swop.site)
 
 
 def test_groups_and_single_settings_can_be_overridden(own_groups):

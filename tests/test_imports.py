@@ -6,6 +6,7 @@ import sys
 import pytest
 
 LOGIN_NODE = [
+    "swarm_hpc.swci",
     "swarm_hpc.cli",
     "swarm_hpc.identity",
     "swarm_hpc.transport",

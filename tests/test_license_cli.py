@@ -17,6 +17,7 @@ from swarm_hpc.cli import settings
 from swarm_hpc.config import LicenseConfig, LicenseKind, LicenseServerConfig, SlConfig, SubmitConfig
 from swarm_hpc.slurm.environment import Task
 from swarm_hpc.slurm.plan import plan_task
+from tests.sl.test_departure import OPENS
 
 IDENTITY = ["identity.cert=c.pem", "identity.key=k.pem", "identity.bundle=b.json"]
 SL = [*IDENTITY, "name=alpha/sl/sl-1", "sn=localhost:30304", "program.command=[]"]
@@ -159,10 +160,11 @@ def test_what_cannot_be_done_is_one_line(capsys, owner, words, code, expected):
 
 
 @contextmanager
-def process(*words, log):
+def process(*words, log, launcher=()):
     """swarm-hpc as a process of its own."""
+    line = [*launcher, sys.executable, "-m", "swarm_hpc.cli", *words]
     with log.open("a") as output:
-        popen = subprocess.Popen([sys.executable, "-m", "swarm_hpc.cli", *map(str, words)], stderr=output)
+        popen = subprocess.Popen([str(word) for word in line], stderr=output)
     try:
         yield popen
     finally:
@@ -191,7 +193,7 @@ def test_a_node_without_a_seat_ends_with_exit_code_3_and_one_that_is_killed_free
     log, first_log, second_log = (owner / f"{name}.log" for name in ("server", "first", "second"))
     words = ["license", *INSTALL[2:], "port=0", "lease_s=2", *identity_of(sites, "alpha/license/seats")]
     with process(*words, log=log) as server:
-        address = until_said(server, log, r"ready on (\S+):")[: -0 or None].rstrip(":")
+        address = until_said(server, log, r"ready on (\S+):")
         seat = ["license=server", f"license.server={address}", "connection.connect_timeout_s=30"]
         # nobody is there at the SN's address: a node that has its seat goes on asking for it
         common = ["sl", "sn=127.0.0.1:1", "program.command=[]", *identity_of(sites, "beta/sl/jobs"), *seat]
@@ -216,3 +218,55 @@ def test_a_node_without_a_seat_ends_with_exit_code_3_and_one_that_is_killed_free
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_forgets_nobody(capsys, owner, sites):
+    run(capsys, *SIGN)
+    run(capsys, *INSTALL)
+    words = ["license", *INSTALL[2:], *identity_of(sites, "alpha/license/seats")]
+    ask = ["status", "--json", *identity_of(sites, "beta/swci/me"), "--server"]
+    with process(*words, "port=0", log=owner / "first") as server:
+        address = until_said(server, owner / "first", r"ready on (\S+):")
+        common = ["sl", "sn=127.0.0.1:1", "program.command=[]", *identity_of(sites, "beta/sl/jobs"), "name=beta/sl/a"]
+        seat = ["license=server", f"license.server={address}", "connection.connect_timeout_s=60"]
+        with process(*common, *seat, log=owner / "node") as node:
+            until_said(node, owner / "node", "has 1 seats of the licence server")
+            holders = json.loads(run(capsys, *ask, address)[1])["holders"]
+            server.kill()
+            server.wait()
+            port = address.rpartition(":")[2]
+            with process(*words, f"port={port}", log=owner / "second") as again:
+                until_said(again, owner / "second", "ready on .* 1 seats are taken")
+                after = json.loads(run(capsys, *ask, address)[1])["holders"]
+    assert [(one["node"], one["since"]) for one in after] == [(one["node"], one["since"]) for one in holders]
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_an_mpi_job_takes_a_seat_per_rank_or_none(capsys, owner, sites, mpiexec):
+    (owner / "opens.py").write_text(OPENS)
+    run(capsys, *SIGN, "--seats", "3")
+    run(capsys, *INSTALL)
+    words = ["license", *INSTALL[2:], "port=0", *identity_of(sites, "alpha/license/seats")]
+    with process(*words, log=owner / "server.log") as server:
+        address = until_said(server, owner / "server.log", r"ready on (\S+):")
+        program = f"program.command=[{sys.executable},opens.py]"  # hears of a refusal when it opens
+        common = ["sn=127.0.0.1:1", program, *identity_of(sites, "beta/sl/jobs"), "license=server"]
+        common += [f"license.server={address}", "connection.connect_timeout_s=60", "ranks=mpi"]
+
+        def job(name, num_ranks):
+            own = [f"name=beta/sl/{name}", f"state_dir={name}", f"ranks.num_ranks={num_ranks}"]
+            launcher = [*mpiexec, "-n", num_ranks]
+            return process("sl", *common, *own, log=owner / f"{name}.log", launcher=launcher)
+
+        with job("two", 2) as two:
+            until_said(two, owner / "two.log", "has 2 seats of the licence server")
+            with job("more", 2) as more:
+                assert more.wait(90) == 3
+            refusal = "2 of 3 seats are taken (by beta/sl/two), and beta/sl/more asks for 2; wait until one is free"
+            assert refusal in (owner / "more.log").read_text()
+            two.terminate()  # the launcher ends its ranks
+            two.wait(60)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0

@@ -6,17 +6,15 @@ Everything heavy is imported after the command is known, so that `--help` is qui
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Final
 
 from swarm_hpc import __version__
 from swarm_hpc.cli import certs, image, license, nodes, runs, sites, submit, swop
-from swarm_hpc.cli.command import Command
+from swarm_hpc.cli.command import Command, exit_code
 from swarm_hpc.cli.settings import nearest
-from swarm_hpc.errors import ConfigError, SwarmError
+from swarm_hpc.errors import ConfigError
 
-INTERRUPTED: Final = 130
 COMMANDS: Final[dict[str, Command]] = {
     "local": runs.LOCAL,
     "status": runs.STATUS,
@@ -34,26 +32,7 @@ COMMANDS: Final[dict[str, Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (DESIGN 8)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    try:
-        return _dispatch(words)
-    except SwarmError as exc:
-        return _failed(exc, str(exc), exc.exit_code, debug)
-    except KeyboardInterrupt as exc:
-        return _failed(exc, "interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:
-        return 1  # whoever read our output went away: nobody is left to tell
-    except Exception as exc:  # noqa: BLE001 - the outermost edge: whatever is left is a bug of ours
-        text = f"{type(exc).__name__}: {exc} (a bug; run again with --debug for the traceback)"
-        return _failed(exc, text, 1, debug)
-
-
-def _failed(exc: BaseException, text: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(exc)
-    print(f"swarm-hpc: {' '.join(text.split())}", file=sys.stderr)
-    return code
+    return exit_code("swarm-hpc", list(sys.argv[1:] if argv is None else argv), _dispatch)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from swarm_hpc.cli.settings import CONF, choices_of, groups_of
-from swarm_hpc.errors import ConfigError
+from swarm_hpc.errors import ConfigError, SwarmError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+INTERRUPTED: Final = 130
 PIPE_WIDTH: Final = 200
 CONFIG_DIR_VARIABLE: Final = "SWARM_HPC_CONFIG_DIR"
 """Environment variable with the folder that --config-dir means where it is not given; a cluster's admin sets it."""
@@ -32,10 +34,12 @@ class Command:
     """Name of the YAML file in conf/ with this command's settings; empty where it has none."""
     details: str = ""
     """A choice of one of its groups (ledger/geth) whose settings are worth being shown as well."""
+    program: str = ""
+    """What is typed to run it; empty: swarm-hpc and the verb."""
 
     def parser(self, name: str) -> Parser:
         """The words that it takes."""
-        parser = Parser(prog=f"swarm-hpc {name}", add_help=False, allow_abbrev=False)
+        parser = Parser(prog=self.program or f"swarm-hpc {name}", add_help=False, allow_abbrev=False)
         parser.add_argument("-h", "--help", action="store_true", help="show this text")
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
         parser.add_argument("--debug", action="store_true", help="log everything; show the traceback of an error")
@@ -65,6 +69,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """ConfigError with argparse's message."""
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def exit_code(program: str, words: list[str], run: Callable[[list[str]], int]) -> int:
+    """Run a program's words and return its exit code (DESIGN 8); an error is one line on stderr."""
+    debug = "--debug" in words
+    try:
+        return run(words)
+    except SwarmError as exc:
+        return _failed(program, exc, str(exc), exc.exit_code, debug=debug)
+    except KeyboardInterrupt as exc:
+        return _failed(program, exc, "interrupted", INTERRUPTED, debug=debug)
+    except BrokenPipeError:
+        return 1  # whoever read our output went away: nobody is left to tell
+    except Exception as exc:  # noqa: BLE001 - the outermost edge: whatever is left is a bug of ours
+        text = f"{type(exc).__name__}: {exc} (a bug; run again with --debug for the traceback)"
+        return _failed(program, exc, text, 1, debug=debug)
+
+
+def _failed(program: str, exc: BaseException, text: str, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(exc)
+    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    return code
 
 
 def _settings_text(name: str) -> str:

@@ -17,6 +17,8 @@ CONF: Final = Path(__file__).resolve().parents[1] / "conf"
 """The YAML files that are installed with the program."""
 EXAMPLES: Final = CONF.parent / "examples"
 """The training programs that are installed with it."""
+PROGRAMS: Final = frozenset({"swci"})
+"""Commands that are programs of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,13 +75,18 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
                 raise ConfigError(text or str(exc)) from exc
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as exc:
-        raise ConfigError(f"{exc.full_key}: no value; give {exc.full_key}=... (swarm-hpc {name} --help)") from exc
+        raise ConfigError(f"{exc.full_key}: no value; give {exc.full_key}=... ({program(name)} --help)") from exc
     except OmegaConfBaseException as exc:
         raise ConfigError(f"{exc.full_key or name}: {str(exc).splitlines()[0]}") from exc
     except YAMLError as exc:
         raise ConfigError(f"not valid YAML: {exc}") from exc
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def program(name: str) -> str:
+    """What is typed to run the command with these settings."""
+    return name if name in PROGRAMS else f"swarm-hpc {name}"
 
 
 def split_sweep(name: str, overrides: Sequence[str], config_dir: str = "") -> list[Combination]:
@@ -157,7 +164,7 @@ def _unknown_key(name: str, overrides: Sequence[str], known: Sequence[str]) -> s
         if choice := _choice_with(key, groups):
             return f"{key}: goes with {choice}; give that, too"
         near = nearest(key, [*known, *groups])
-        return f"{key}: swarm-hpc {name} has no such setting{near} (swarm-hpc {name} --help lists them)"
+        return f"{key}: {program(name)} has no such setting{near} ({program(name)} --help lists them)"
     return ""
 
 

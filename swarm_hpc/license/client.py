@@ -136,14 +136,14 @@ async def _keep(
 
 async def _beat(client: LicenseClient, seat: SeatRequest, lease_s: float, grace_s: float) -> NoReturn:
     """Heartbeats until the seats are lost: LicenseError."""
-    held_at = answered_at = time.monotonic()
+    answered_at = time.monotonic()
+    refused_at: float | None = None  # the first refusal since the last yes: silence in between takes nothing back
     while True:
         await asyncio.sleep(lease_s / _BEATS_PER_LEASE)
         try:
             lease_s = await _renew(client, seat, lease_s)
-            held_at = answered_at = time.monotonic()
+            answered_at, refused_at = time.monotonic(), None
         except TransportError as exc:
-            held_at = time.monotonic()  # the seat may still be ours: a refusal counts from when it is heard
             silent_s = time.monotonic() - answered_at
             log.warning("the licence server has not answered for %.0f s of %g: %s", silent_s, grace_s, exc)
             if silent_s >= grace_s:
@@ -152,9 +152,10 @@ async def _beat(client: LicenseClient, seat: SeatRequest, lease_s: float, grace_
                 ) from exc
         except SwarmError as exc:
             answered_at = time.monotonic()
-            refused_s = answered_at - held_at
-            log.warning("no seat: %s; this node ends in %.0f s", exc, max(0.0, lease_s - refused_s))
-            if refused_s >= lease_s:
+            refused_at = answered_at if refused_at is None else refused_at
+            left_s = refused_at + lease_s - answered_at
+            log.warning("no seat: %s; this node ends in %.0f s", exc, max(0.0, left_s))
+            if left_s <= 0:
                 raise LicenseError(f"lost the seat: {exc}") from exc
 
 

@@ -181,7 +181,7 @@ def plan_task(config: SubmitConfig, task: Task, examples: Path) -> SlConfig:
                 **experiment.env,
                 "SITE": site.name,
                 "SEED": str(config.seed),
-                "DATA_DIR": str(task.cwd / config.data_dir),
+                **({"DATA_DIR": str(task.cwd / config.data_dir)} if config.data_dir else {}),
                 "SCRATCH_DIR": str(folder),
             },
             log=str(folder / "ml.log"),

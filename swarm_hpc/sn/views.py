@@ -136,7 +136,7 @@ def taskrunner(view: View) -> Taskrunner:
     fields = _run(view)
     if not view["run"]:
         fields["state"] = TaskState.IDLE
-    counts = {key: view[key] for key in ("name", "run", "num_runs", "version")}
+    counts = {key: view[key] for key in ("name", "run", "num_runs", "version", "reachable")}
     return Taskrunner(**counts, **fields)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from swarm_hpc import processes
 from swarm_hpc.errors import ProgramFailed, TimedOut
-from swarm_hpc.swop.executor import Standing
+from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import SlotState
 
 MODULE: Final = "swarm_hpc.swop.attendant"
@@ -36,6 +37,10 @@ _MARGIN_S: Final = 5.0
 _NOBODY: Final = "0 0"
 """A claim that keeps every attendant away."""
 _TAIL_BYTES: Final = 65536
+_END_LINES: Final = 50
+_OURS: Final = "swarm-hpc: "
+_PROGRAM_ENDED: Final = re.compile(rf"{_OURS}the ML program \S+ ended with ([\w ]+); ")
+"""The last word of an SL whose program has failed; the end of the program's log follows."""
 
 
 def start(folder: Path, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> str:
@@ -62,7 +67,7 @@ def poll(folder: Path) -> Standing:
     if ended is None and not _is_alive(folder):
         ended = _read_end(folder)  # it may have ended in between
         if ended is None:
-            return Standing(SlotState.FAILED, "its process was lost: was this host restarted?")
+            return Standing(SlotState.FAILED, "its process was lost: was this host restarted, or is it another one?")
     if ended is None:
         return Standing(SlotState.STARTED, "running")
     if ended == 0:
@@ -100,6 +105,14 @@ def tail(file: Path, num_lines: int) -> list[str]:
     except OSError:
         return []
     return list(deque((line.strip() for line in lines if line.strip()), maxlen=num_lines))
+
+
+def failure(log: Path) -> Failure:
+    """What a `swarm-hpc sl` said at its end."""
+    said = next((line for line in reversed(tail(log, _END_LINES)) if line.startswith(_OURS)), "")
+    if ended := _PROGRAM_ENDED.match(said):
+        return Failure(f"its program ended with {ended[1]}")
+    return Failure(said.removeprefix(_OURS), is_programs=not said)
 
 
 def claim(folder: Path, who: str) -> bool:

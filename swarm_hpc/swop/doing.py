@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarm_hpc.records import Task, TaskType
-from swarm_hpc.swop.executor import Standing
+from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import Part, Slot
 
 
@@ -30,6 +30,10 @@ class Doing(ABC):
     @abstractmethod
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
         """The last lines of what it wrote."""
+
+    @abstractmethod
+    def failure(self, slot: Slot, folder: Path) -> Failure:
+        """Why a slot has failed."""
 
     @abstractmethod
     def node_prefix(self, part: Part, slot: Slot) -> str:

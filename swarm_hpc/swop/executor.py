@@ -35,6 +35,16 @@ class Standing:
     """In words: `pending: Resources`, `exit code 3`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an SL node ended as it did, in its own words."""
+
+    text: str = ""
+    """One line, without anything that its program wrote; empty: it did not say."""
+    is_programs: bool = True
+    """It was the program's fault: the program's own last line says more."""
+
+
 class Executor(ABC):
     """All methods block, for as long as Slurm does at most. They raise SlurmError, ConfigError and the like."""
 
@@ -48,11 +58,15 @@ class Executor(ABC):
 
     @abstractmethod
     def cancel(self, folder: Path, tag: str, handle: str) -> None:
-        """End it, or see to it that it never starts; again: no effect. Returns when it was told to, or has ended."""
+        """End it, or see to it that it never starts; again: no effect. Returns when it has ended. TimedOut."""
 
     @abstractmethod
     def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
         """The last lines of what it wrote, the ML program's where there are any."""
+
+    @abstractmethod
+    def failure(self, folder: Path, handle: str) -> Failure:
+        """Why it has failed."""
 
     @abstractmethod
     def node_prefix(self, name: str, handle: str) -> str:

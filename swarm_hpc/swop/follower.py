@@ -16,6 +16,7 @@ from swarm_hpc.errors import (
     DuplicateNode,
     Fenced,
     LedgerError,
+    NotFound,
     NotMember,
     SlurmError,
     SlurmMissing,
@@ -31,7 +32,7 @@ from swarm_hpc.swop import report
 from swarm_hpc.swop.doing import Doing, Workshop
 from swarm_hpc.swop.journal import Journal
 from swarm_hpc.swop.part import Ending, Part, Slot, SlotState, with_slots
-from swarm_hpc.swop.state import Step, decide, why_dropped
+from swarm_hpc.swop.state import Step, decide, needs, why_dropped
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Follower:
         self._said_at = 0.0
         self._look_at = 0.0
         self._seen = -1
+        self._refused: tuple[object, ...] = ()
 
     async def run(self) -> NoReturn:
         """Enrol, and do what the taskrunner is given. Fenced, DuplicateNode: another process has this node's name."""
@@ -80,6 +82,7 @@ class Follower:
                 raise
             except _AWAY as exc:
                 log.warning("%s; trying again in %.0f s", exc, pause_s)
+                enrolled = enrolled and not isinstance(exc, NotFound)  # a ledger that was founded anew
                 self._seen = -1
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
@@ -118,10 +121,13 @@ class Follower:
         return True
 
     async def _claim(self, runner: Taskrunner) -> bool:
+        if self._refused == needs(runner):
+            return False
         try:
             await self._report(runner.run, TaskState.RUNNING, f"{runner.task}: begun")
         except TaskRefused as exc:
             log.info("run %d of %s is not for us: %s", runner.run, runner.name, exc)
+            self._refused = needs(runner)
             return False
         task, prereqs = await self._fetch(runner.task)
         part = Part(taskrunner=runner.name, run=runner.run, task=task.name, kind=task.type, token=uuid.uuid4().hex[:8])
@@ -165,12 +171,12 @@ class Follower:
             part = part.with_slot(await self._advance(part, slot, self._doing))
             if part != self._part:
                 self._write(part)
-        progress = await self._progress(part, self._doing)
         if part.is_over:
-            self._write(replace(part, ending=await self._end(part, self._doing, progress)))
+            self._write(replace(part, ending=await self._end(part, self._doing)))
             return True
         changed = [slot.state for slot in before.slots] != [slot.state for slot in part.slots]
-        await self._say(part, progress, now=changed)
+        if changed or time.monotonic() >= self._said_at + self._config.report_s:
+            await self._say(part, self._doing)
         return False
 
     async def _advance(self, part: Part, slot: Slot, doing: Doing) -> Slot:
@@ -203,16 +209,15 @@ class Follower:
                 found[slot.index] = [one for one in nodes if one.node.name.startswith(prefix)]
         return found
 
-    async def _say(self, part: Part, progress: dict[int, Sequence[NodeStatus]], *, now: bool) -> None:
-        """Report how it goes: at once when a slot has changed, else now and then."""
+    async def _say(self, part: Part, doing: Doing) -> None:
+        """Report how it goes, if there is anything new to say."""
         said = ""
-        if part.kind is not TaskType.RUN_SWARM and part.slots and self._doing is not None:
+        if part.kind is not TaskType.RUN_SWARM and part.slots:
             slot = part.slots[0]
             folder = part.folder_of(slot, self._state_dir)
-            said = "".join(await asyncio.to_thread(self._doing.tail, slot, folder, 1))
-        text = report.describe(part, progress, said)
-        is_due = now or time.monotonic() >= self._said_at + self._config.report_s
-        if text == self._said or not is_due:
+            said = "".join(await asyncio.to_thread(doing.tail, slot, folder, 1))
+        text = report.describe(part, await self._progress(part, doing), said)
+        if text == self._said:
             return
         try:
             await self._report(part.run, TaskState.RUNNING, text, part.num_done)
@@ -220,16 +225,18 @@ class Follower:
             log.info("%s: %s", part.task, exc)  # the next turn sees why
         self._said, self._said_at = text, time.monotonic()
 
-    async def _end(self, part: Part, doing: Doing, progress: dict[int, Sequence[NodeStatus]]) -> Ending:
+    async def _end(self, part: Part, doing: Doing) -> Ending:
         failed = [slot for slot in part.slots if slot.state is SlotState.FAILED]
         causes: dict[int, str] = {}
         lines: list[str] = []
         for slot in failed[:1]:
             folder = part.folder_of(slot, self._state_dir)
             found = await asyncio.to_thread(doing.tail, slot, folder, max(1, self._config.share_log_lines))
-            causes[slot.index] = "".join(found[-1:])
+            failure = await asyncio.to_thread(doing.failure, slot, folder)
+            words = [failure.text, *(found[-1:] if failure.is_programs else [])]
+            causes[slot.index] = ": ".join(word for word in words if word)
             lines = found if self._config.share_log_lines else []
-        return report.end(part, progress, causes, lines)
+        return report.end(part, await self._progress(part, doing), causes, lines)
 
     async def _finish(self, part: Part) -> bool:
         ending = part.ending

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from swarm_hpc import settings_file
-from swarm_hpc.config import ConnectionConfig, ContainerKind, MergeConfig, SiteConfig, SlConfig, TransferConfig
+from swarm_hpc.config import ContainerKind, SlConfig, SwopConfig
 from swarm_hpc.records import Kind
+from swarm_hpc.slurm.endpoint import find_sn
 from swarm_hpc.swop import attended
-from swarm_hpc.swop.executor import Executor, Order, Standing
+from swarm_hpc.swop.executor import Executor, Failure, Order, Standing
 from swarm_hpc.swop.run_swarm import PYTHON
 
 ML_LOG: Final = "ml.log"
@@ -20,13 +21,8 @@ ML_LOG: Final = "ml.log"
 class LocalExecutor(Executor):
     """Each order is `swarm-hpc sl` under an attendant; a handle is that one's process ID."""
 
-    def __init__(
-        self, site: SiteConfig, connection: ConnectionConfig, merge: MergeConfig, transfer: TransferConfig
-    ) -> None:
-        self._site = site
-        self._connection = connection
-        self._merge = merge
-        self._transfer = transfer
+    def __init__(self, config: SwopConfig) -> None:
+        self._config = config
 
     def start(self, order: Order) -> str:
         """An `Executor`'s: at most once per slot."""
@@ -37,13 +33,14 @@ class LocalExecutor(Executor):
         program = replace(order.program, command=command, log=str(folder / ML_LOG))
         config = SlConfig(
             name=self.node_prefix(order.name, ""),
-            sn=self._site.sn,
+            sn=find_sn(self._config.site, timeout_s=0.0),
             state_dir=str(folder / "sl"),
             identity=order.identity,
-            connection=self._connection,
-            transfer=self._transfer,
-            merge=self._merge,
+            connection=self._config.connection,
+            transfer=self._config.transfer,
+            merge=self._config.merge,
             round=order.round,
+            license=self._config.license,
             container=order.container,
             program=program,
         )
@@ -62,6 +59,10 @@ class LocalExecutor(Executor):
         """The program's last lines; else those of what has started it."""
         return attended.tail(folder / ML_LOG, num_lines) or attended.tail(folder / attended.LOG, num_lines)
 
+    def failure(self, folder: Path, handle: str) -> Failure:
+        """Why it has failed."""
+        return attended.failure(folder / attended.LOG)
+
     def node_prefix(self, name: str, handle: str) -> str:
         """How the names of its SL nodes begin."""
-        return f"{self._site.name}/{Kind.SL}/{name}"
+        return f"{self._config.site.name}/{Kind.SL}/{name}"

@@ -44,9 +44,10 @@ async def run(config: SwopConfig) -> None:
 async def live(config: SwopConfig) -> None:
     """Be a SWOP node for ever. ConfigError: settings, profile. Fenced, DuplicateNode: another process has the name."""
     profile = read_profile(Path(config.profile))
-    for note in [*profile.notes, *_unmapped(profile)]:
+    workshop = SiteWorkshop(config, profile)
+    for note in [*profile.notes, *_unmapped(profile), *_without_identity(profile, workshop.volumes)]:
         log.warning("%s: %s", config.profile, note)
-    await follow(config, profile.taskrunner, SiteWorkshop(config, profile), config.sn or _address(profile))
+    await follow(config, profile.taskrunner, workshop, config.sn or _address(profile))
 
 
 async def follow(config: SwopConfig, taskrunner: str, workshop: Workshop, address: str) -> None:
@@ -124,3 +125,8 @@ def _address(profile: Profile) -> str:
 def _unmapped(profile: Profile) -> list[str]:
     names = {name for node in profile.nodes for name in run_swarm.unmapped(profile.sl_env(node))}
     return [f"slenvvars: {', '.join(sorted(names))}: means nothing here"] if names else []
+
+
+def _without_identity(profile: Profile, volumes: Path) -> list[str]:
+    nodes = [str(node.index) for node in profile.nodes if not run_swarm.has_identity(node, volumes)]
+    return [f"identity: no KEY and CERT here for node {', '.join(nodes)}: site.identity is used"] if nodes else []

@@ -24,7 +24,7 @@ def describe(part: Part, progress: Mapping[int, Sequence[NodeStatus]], said: str
 def end(
     part: Part, progress: Mapping[int, Sequence[NodeStatus]], causes: Mapping[int, str], log_lines: Sequence[str]
 ) -> Ending:
-    """What is reported when all slots are over. `causes` has the last line of each failed slot's log."""
+    """What is reported when all slots are over. `causes` says more of failed slots than `why`."""
     is_swarm = part.kind is TaskType.RUN_SWARM
     failed = [slot for slot in part.slots if slot.state is SlotState.FAILED]
     if not failed:
@@ -65,5 +65,5 @@ def _progress(one: NodeStatus) -> str:
     progress = one.progress
     if not progress.total_epochs:
         return ""
-    waiting = f", waits for {progress.waiting}" if progress.waiting else ""
+    waiting = f", {progress.waiting}" if progress.waiting else ""
     return f"{progress.contract} epoch {progress.epoch}/{progress.total_epochs}{waiting}"

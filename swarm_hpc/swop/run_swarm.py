@@ -129,13 +129,22 @@ def unmapped(env: Mapping[str, str]) -> list[str]:
 def identity(config: IdentityConfig, node: NodeDefinition, volumes: Path) -> IdentityConfig:
     """The node's own certificate, where its files are at the site; else the site's. The bundle is the node's CACERT
     only where that is a trust bundle (.json)."""
-    files = {kind: place.resolve(volumes) for kind, place in node.identity.items()}
-    cert, key = files.get(IdentityKind.CERT), files.get(IdentityKind.KEY)
-    if cert is None or key is None or not (cert.is_file() and key.is_file()):
+    files = _identity_files(node, volumes)
+    if not has_identity(node, volumes):
         return config
     authority = files.get(IdentityKind.CACERT)
     bundle = str(authority) if authority is not None and authority.suffix == ".json" else config.bundle
-    return replace(config, cert=str(cert), key=str(key), bundle=bundle)
+    return replace(config, cert=str(files[IdentityKind.CERT]), key=str(files[IdentityKind.KEY]), bundle=bundle)
+
+
+def has_identity(node: NodeDefinition, volumes: Path) -> bool:
+    """Whether the node's own certificate and key are at the site."""
+    files = _identity_files(node, volumes)
+    return all(kind in files and files[kind].is_file() for kind in (IdentityKind.CERT, IdentityKind.KEY))
+
+
+def _identity_files(node: NodeDefinition, volumes: Path) -> dict[IdentityKind, Path]:
+    return {kind: place.resolve(volumes) for kind, place in node.identity.items()}
 
 
 def _words(body: RunSwarm, kind: ContainerKind) -> list[str]:

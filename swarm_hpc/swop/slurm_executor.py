@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Final
 
 from swarm_hpc import settings_file
 from swarm_hpc.config import ExperimentConfig, SiteConfig, SubmitConfig, SwopConfig
-from swarm_hpc.errors import SlurmError
+from swarm_hpc.errors import SlurmError, TimedOut
 from swarm_hpc.records import Platform
 from swarm_hpc.slurm.command import run
 from swarm_hpc.slurm.executor import submit
@@ -20,12 +21,15 @@ from swarm_hpc.slurm.plan import node_prefix, plan_job
 from swarm_hpc.slurm.query import fetch_jobs, find_job
 from swarm_hpc.slurm.script import script
 from swarm_hpc.swop import attended
-from swarm_hpc.swop.executor import Executor, Order, Standing
+from swarm_hpc.swop.executor import Executor, Failure, Order, Standing
 from swarm_hpc.swop.part import SlotState
 
 _STARTED: Final = "started"
 _ENDED: Final = "ended"
 _CANCELLED: Final = "cancelled"
+_END_S: Final = 120.0
+"""How long a cancelled job may take to end: its programs save their state, within Slurm's KillWait."""
+_POLL_S: Final = 0.5
 # A second job of the slot ends at once; a requeued one has the same ID and goes on. `ln` makes the file with its
 # content or not at all, on NFS, too. The end is written for a SWOP that comes back after Slurm has forgotten the job.
 _FENCE: Final = (
@@ -69,11 +73,12 @@ class SlurmExecutor(Executor):
                 env=order.program.env,
             ),
             site=site,
-            data_dir=str(folder),
+            data_dir="",
             connection=self._config.connection,
             merge=self._config.merge,
             transfer=self._config.transfer,
             round=order.round,
+            license=self._config.license,
             container=order.container,
         )
         words = settings_file.write(folder / "settings", "submit", "node", settings)[1:]
@@ -112,6 +117,7 @@ class SlurmExecutor(Executor):
             except SlurmError as exc:
                 if "Invalid job id" not in str(exc):
                     raise
+        _await_end(ids)
 
     def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
         """The program's last lines; else those of what has started it."""
@@ -120,9 +126,22 @@ class SlurmExecutor(Executor):
         found = [attended.tail(file, num_lines) for file in [*logs, folder / f"slurm-{id}.log"]]
         return next((lines for lines in found if lines), [])
 
+    def failure(self, folder: Path, handle: str) -> Failure:
+        """Why it has failed."""
+        return attended.failure(folder / f"slurm-{_read(folder / _STARTED) or handle}.log")
+
     def node_prefix(self, name: str, handle: str) -> str:
         """How the names of its SL nodes begin."""
         return node_prefix(self._config.site.name, handle) if handle else ""
+
+
+def _await_end(ids: Collection[str]) -> None:
+    """Until what was cancelled has ended: the next task may want its data and its GPUs. TimedOut."""
+    deadline = time.monotonic() + _END_S
+    while ids and (left := [job.id for job in fetch_jobs(sorted(ids), now=time.time()) if not job.is_over]):
+        if time.monotonic() > deadline:
+            raise TimedOut(f"cancelled, but not over after {_END_S:g} s: job {', '.join(left)}")
+        time.sleep(_POLL_S)
 
 
 def _standing(job: Job) -> Standing:

@@ -40,6 +40,11 @@ def decide(runner: Taskrunner, me: str, part: Part | None) -> Step:
     return Step.CLOSE if part.ending else Step.DROP
 
 
+def needs(runner: Taskrunner) -> tuple[object, ...]:
+    """What a refused claim depends on: while this stays the same, the answer would, too."""
+    return runner.name, runner.run, runner.target, runner.num_peers, *((peer.node, peer.state) for peer in runner.peers)
+
+
 def why_dropped(runner: Taskrunner, part: Part) -> str:
     """For the log."""
     if runner.name != part.taskrunner:

@@ -16,7 +16,7 @@ from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import NodeName, Task, TaskType
 from swarm_hpc.swop import attended, run_swarm
 from swarm_hpc.swop.doing import Doing, Workshop
-from swarm_hpc.swop.executor import Executor, Order, Standing
+from swarm_hpc.swop.executor import Executor, Failure, Order, Standing
 from swarm_hpc.swop.images import image_name
 from swarm_hpc.swop.local_executor import LocalExecutor
 from swarm_hpc.swop.part import Part, Slot, SlotState
@@ -56,6 +56,8 @@ class SiteWorkshop(Workshop):
         self._profile.policy.check(task, body)
         if isinstance(body, RunSwarm):
             image = next((image_name(one.outcome) for one in prereqs if one.type in _IMAGE_MAKERS), "")
+            if image and self._config.container.kind is ContainerKind.NONE:
+                log.warning("%s: container=none: its programs run with what is here, not in %s", task.name, image)
             return _Swarm(self._config, self._profile, self._nodes, body, image, self._executor, self.volumes)
         return _Work(self._config, self._profile, task, self.volumes)
 
@@ -100,6 +102,9 @@ class _Swarm(Doing):
 
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
         return self._executor.tail(folder, slot.handle, num_lines)
+
+    def failure(self, slot: Slot, folder: Path) -> Failure:
+        return self._executor.failure(folder, slot.handle)
 
     def node_prefix(self, part: Part, slot: Slot) -> str:
         return self._executor.node_prefix(_node(self._config, part, slot), slot.handle)
@@ -166,6 +171,9 @@ class _Work(Doing):
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
         return attended.tail(folder / attended.LOG, num_lines)
 
+    def failure(self, slot: Slot, folder: Path) -> Failure:
+        return Failure()
+
     def node_prefix(self, part: Part, slot: Slot) -> str:
         return ""
 
@@ -177,7 +185,7 @@ def _node(config: SwopConfig, part: Part, slot: Slot) -> str:
 
 def _executor(config: SwopConfig) -> Executor:
     if config.executor is ExecutorKind.LOCAL:
-        return LocalExecutor(config.site, config.connection, config.merge, config.transfer)
+        return LocalExecutor(config)
     from swarm_hpc.swop.slurm_executor import SlurmExecutor  # submitit is needed there only
 
     return SlurmExecutor(config)

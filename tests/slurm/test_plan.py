@@ -99,3 +99,7 @@ def test_the_defaults_in_yaml_are_those_of_the_dataclasses() -> None:
     bare = SubmitConfig(experiment=config.experiment, site=config.site, data_dir=config.data_dir)
     bare.round.contract = "digits"
     assert config == bare
+
+
+def test_without_a_folder_of_data_the_program_keeps_its_own_default() -> None:
+    assert "DATA_DIR" not in plan_task(load("data_dir=''"), TASK, Path()).program.env

@@ -28,7 +28,7 @@ from swarm_hpc.sn import node as sn_node
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.swop import node
 from swarm_hpc.swop.doing import Doing, Workshop
-from swarm_hpc.swop.executor import Standing
+from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import Part, Slot, SlotState
 
 RUNNER = "runner"
@@ -79,6 +79,9 @@ class _Bench(Doing):
 
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
         return ["loading", "no such file: data.csv"][-num_lines:]
+
+    def failure(self, slot: Slot, folder: Path) -> Failure:
+        return Failure()
 
     def node_prefix(self, part: Part, slot: Slot) -> str:
         return ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from swarm_hpc.swop import attended
-from swarm_hpc.swop.executor import Standing
+from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import SlotState
 
 COUNTED = ["sh", "-c", 'echo run >> "$COUNT"; eval "$THEN"']
@@ -104,3 +104,25 @@ def test_a_program_that_is_not_there_fails_with_its_name(slot: Slot) -> None:
     attended.start(slot.folder, ["/no/such/program"], env={}, cwd=slot.folder)
     assert slot.end().why == "exit code 127"
     assert "/no/such/program" in attended.tail(slot.folder / attended.LOG, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "failure"),
+    [
+        ("swarm-hpc: sn:30304: nobody answers\nsrun: error: task 0\n", Failure("sn:30304: nobody answers", False)),
+        (
+            "swarm-hpc: the ML program x ended with exit code 1; /ml.log ends with: secret\n",
+            Failure("its program ended with exit code 1"),
+        ),
+        (
+            "swarm-hpc: the ML program x ended before its training was finished\n",
+            Failure("the ML program x ended before its training was finished", False),
+        ),
+        ("no word of ours\n", Failure()),
+    ],
+)
+def test_an_sl_says_why_it_failed_and_nothing_of_what_its_program_wrote(
+    tmp_path: Path, said: str, failure: Failure
+) -> None:
+    (tmp_path / "log").write_text(said)
+    assert attended.failure(tmp_path / "log") == failure

@@ -200,6 +200,7 @@ def device():
         tarred({"out/x": b""}, link("out", "..")),
         tarred({}, device()),
     ],
+    ids=["zip: above", "zip: absolute", "zip: backslash", "above", "link: absolute", "link: above", "device"],
 )
 def test_an_archive_that_leads_out_is_refused(tmp_path, content):
     (tmp_path / "a").write_bytes(content)

@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from swarm_hpc.errors import ConfigError, TaskRefused
+from swarm_hpc.errors import ConfigError, NotFound, TaskRefused
 from swarm_hpc.records import TaskState
+from swarm_hpc.sn.client import SnClient
+from swarm_hpc.swop import follower
 from swarm_hpc.swop.executor import Standing
 from swarm_hpc.swop.journal import Journal
 from swarm_hpc.swop.part import Part, SlotState
@@ -183,6 +185,50 @@ async def test_a_second_swop_with_the_same_folder_is_refused(site: Site) -> None
 async def _second(site: Site) -> None:
     async with site.swop(Bench()) as life:
         await life
+
+
+async def test_a_run_that_has_peers_enough_is_asked_for_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    ada, one, two = await site.operator(), Bench(), Bench()
+    one.standing = two.standing = Standing(SlotState.STARTED, "running")
+    await make_task(ada, "train")
+    with caplog.at_level("INFO", "swarm_hpc.swop.follower"):
+        async with site.swop(one), site.swop(two, "swop2"):
+            await enrolled(ada, 2)
+            await ada.assign(RUNNER, "train", num_peers=1)
+            await until(ada, lambda runner: any("running" in peer.text for peer in runner.peers))
+            for number in range(5):
+                one.standing = two.standing = Standing(SlotState.STARTED, f"epoch {number}")
+                await until(ada, lambda runner, text=f"epoch {number}": any(text in one.text for one in runner.peers))
+            one.standing = two.standing = Standing(SlotState.DONE, "done")
+            assert (await ended(ada)).state is COMPLETE
+    assert len(one.starts) + len(two.starts) == 1
+    assert caplog.text.count("is not for us") <= 2, "as others begin, not as they report"
+
+
+async def test_it_enrols_again_on_a_ledger_that_was_founded_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, bench = await site.operator(), Bench()
+    await make_task(ada, "train")
+    enrol, look = SnClient.enrol, SnClient.taskrunner
+    calls: list[str] = []
+
+    async def counted(self: SnClient, *words: object) -> object:
+        calls.append("enrol")
+        return await enrol(self, *words)  # type: ignore[arg-type]
+
+    async def lost(self: SnClient, *words: object, **more: object) -> object:
+        if calls == ["enrol"]:
+            raise NotFound("no such taskrunner")
+        return await look(self, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SnClient, "enrol", counted)
+    monkeypatch.setattr(SnClient, "taskrunner", lost)
+    monkeypatch.setattr(follower, "_FIRST_PAUSE_S", 0.01)
+    async with site.swop(bench):
+        async with asyncio.timeout(30):
+            while len(calls) < 2:
+                await asyncio.sleep(0.01)
+        await ada.assign(RUNNER, "train")
+        assert (await ended(ada)).state is COMPLETE
 
 
 @pytest.mark.slow

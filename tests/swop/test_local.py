@@ -58,6 +58,17 @@ async def test_a_failed_program_is_told_with_its_last_words(site: Site, project:
     assert "there is no missing" in runner.peers[0].text.splitlines()[0], log_of(config)
 
 
+async def test_an_sl_that_fails_by_itself_says_why(site: Site, project: Project, config: SwopConfig) -> None:
+    ada = await site.operator()
+    body = [line.replace("model/train.py", "-c 'print(5)'") for line in project.body()]
+    await make_task(ada, "train", body)
+    with swop_process(config):
+        await enrolled(ada)
+        await ada.assign(RUNNER, "train")
+        (mine,) = (await ended(ada)).peers
+    assert "ended before its training was finished" in mine.text.splitlines()[0], log_of(config)
+
+
 async def test_a_killed_swop_finds_its_programs_again_and_nothing_runs_twice(
     site: Site, project: Project, config: SwopConfig
 ) -> None:

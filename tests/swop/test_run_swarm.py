@@ -9,7 +9,7 @@ import pytest
 from swarm_hpc.config import ContainerConfig, ContainerKind, IdentityConfig, RoundConfig
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.swop import run_swarm
-from swarm_hpc.swop.profile import NodeDefinition, Place, Profile, read_profile
+from swarm_hpc.swop.profile import IdentityKind, NodeDefinition, Place, Profile, read_profile
 from swarm_hpc.tasks.file import Mount, RunSwarm
 from tests.swop.lab import Project
 
@@ -116,8 +116,6 @@ def test_hpes_variables_of_an_sl_are_rules_of_the_training() -> None:
 
 
 def test_a_node_brings_its_own_certificate_where_the_files_are_there(profile: Profile, tmp_path: Path) -> None:
-    from swarm_hpc.swop.profile import IdentityKind
-
     site = IdentityConfig(cert="c", key="k", bundle="b.json")
     assert run_swarm.identity(site, profile.nodes[0], tmp_path) == site
     for name in ("cert.pem", "key.pem"):

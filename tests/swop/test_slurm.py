@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from swarm_hpc.slurm.executor import submit
 from swarm_hpc.swop.executor import Order
 from swarm_hpc.swop.part import SlotState
 from swarm_hpc.swop.slurm_executor import SlurmExecutor
-from tests.lab.slurm import Cluster
+from tests.lab.slurm import Cluster, clusters
 from tests.swop.conftest import RUNNER, Site, ended, enrolled, make_task
 from tests.swop.lab import Project, eventually, log_of, swop_process
 
@@ -40,7 +40,17 @@ def cluster(slurm_clusters: dict[str, Cluster], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def config(site: Site, project: Project, cluster: Cluster) -> SwopConfig:
+def shaky_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """For this test alone: a node that was lost is not quite itself again for a while."""
+    with clusters("shaky") as up:
+        for key, value in up["shaky"].env.items():
+            monkeypatch.setenv(key, value)
+        yield up["shaky"]
+        up["shaky"].cancel_all()
+
+
+@pytest.fixture
+def config(site: Site, project: Project) -> SwopConfig:
     config = site.config(profile=str(project.profile))
     config.site.command = f"{sys.executable} -m swarm_hpc.cli"
     config.follow.poll_s = 0.3
@@ -87,6 +97,40 @@ async def test_jobs_train_and_merge_and_a_killed_swop_finds_them(
     assert all(line.startswith("alpha/sl/job-") for line in runner.peers[0].text.splitlines()[1:])
 
 
+def requeue(cluster: Cluster, job: str) -> None:
+    cluster.run("scontrol", "requeue", job)
+
+
+def lose_its_node(cluster: Cluster, job: str) -> None:
+    node = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+    cluster.lose_node(node)
+    cluster.find_node(node)
+
+
+@pytest.mark.parametrize("interrupt", [requeue, lose_its_node])
+async def test_a_job_that_comes_back_is_the_same_part(
+    site: Site,
+    project: Project,
+    config: SwopConfig,
+    shaky_cluster: Cluster,
+    interrupt: Callable[[Cluster, str], None],
+) -> None:
+    ada = await site.operator()
+    await make_task(ada, "train", project.body())
+    project.hold()
+    with swop_process(config):
+        await enrolled(ada)
+        await ada.assign(RUNNER, "train")
+        await eventually(lambda: project.runs(0) == project.runs(1) == 1)
+        (started,) = Path(config.state_dir).glob("runs/*/slot-0/started")
+        await asyncio.to_thread(interrupt, shaky_cluster, started.read_text().strip())
+        await eventually(lambda: project.runs(0) >= 2)
+        project.let_go()
+        runner = await ended(ada, patience_s=200)
+    assert runner.state is TaskState.COMPLETE, runner.peers[0].text + log_of(config)
+    assert project.merged() == [2.0, 2.0]
+
+
 async def test_a_reset_cancels_the_jobs(site: Site, project: Project, config: SwopConfig, cluster: Cluster) -> None:
     ada = await site.operator()
     await make_task(ada, "train", project.body())
@@ -114,14 +158,16 @@ async def test_a_failed_job_is_told_with_its_programs_last_words(
     assert "there is no missing" in text, text + log_of(config)
 
 
-async def test_a_slot_is_submitted_once(config: SwopConfig, tmp_path: Path) -> None:
+async def test_a_slot_is_submitted_once(config: SwopConfig, cluster: Cluster, tmp_path: Path) -> None:
     executor = SlurmExecutor(config)
     one = order(config, tmp_path / "once", "false")
     first = await asyncio.to_thread(executor.start, one)
     assert await asyncio.to_thread(executor.start, one) == first
 
 
-async def test_a_second_job_of_a_slot_ends_without_running_anything(config: SwopConfig, tmp_path: Path) -> None:
+async def test_a_second_job_of_a_slot_ends_without_running_anything(
+    config: SwopConfig, cluster: Cluster, tmp_path: Path
+) -> None:
     executor = SlurmExecutor(config)
     one = order(config, tmp_path / "fenced", "false")
     (one.folder / "started").write_text("1\n")
@@ -132,7 +178,9 @@ async def test_a_second_job_of_a_slot_ends_without_running_anything(config: Swop
     assert not (one.folder / f"job-{second}").exists()
 
 
-async def test_what_was_cancelled_before_it_was_submitted_never_runs(config: SwopConfig, tmp_path: Path) -> None:
+async def test_what_was_cancelled_before_it_was_submitted_never_runs(
+    config: SwopConfig, cluster: Cluster, tmp_path: Path
+) -> None:
     executor = SlurmExecutor(config)
     one = order(config, tmp_path / "never", "false")
     await asyncio.to_thread(executor.cancel, one.folder, one.tag, "")
@@ -143,7 +191,7 @@ async def test_what_was_cancelled_before_it_was_submitted_never_runs(config: Swo
 
 
 async def test_the_end_of_a_job_that_slurm_has_forgotten_is_read_from_what_it_left(
-    config: SwopConfig, tmp_path: Path
+    config: SwopConfig, cluster: Cluster, tmp_path: Path
 ) -> None:
     executor = SlurmExecutor(config)
     one = order(config, tmp_path / "forgotten", "false")

@@ -32,6 +32,7 @@ def runner(mine: TaskState = IDLE, *, state: TaskState = RUNNING, run: int = 3, 
         run=run,
         num_runs=max(run, 3),
         version=9,
+        reachable=True,
         peers=(TaskrunnerPeer(node=ME, num_sl=1, state=mine, text="", num_done=0, at=0),),
     )
 

@@ -73,6 +73,7 @@ struct TaskrunnerView:
     run: uint256
     num_runs: uint256
     version: uint256
+    reachable: bool
     last: Run
     peers: DynArray[PeerView, MAX_PEERS]
 
@@ -559,8 +560,13 @@ def _everybody(number: uint256, run: uint256) -> DynArray[PeerView, MAX_PEERS]:
 def taskrunner_view(name: String[63]) -> TaskrunnerView:
     number: uint256 = self._runner(name)
     run: uint256 = self.current[number]
+    num_running: uint256 = 0
+    begun: uint256 = 0
+    done: uint256 = 0
+    left: uint256 = 0
+    num_running, begun, done, left = self._tally(number, run)
     return TaskrunnerView(
-        name=name, run=run, num_runs=self.num_runs[number], version=self.version[number], last=self.runs[number][run], peers=self._everybody(number, run)
+        name=name, run=run, num_runs=self.num_runs[number], version=self.version[number], reachable=begun + left >= self.runs[number][run].num_peers, last=self.runs[number][run], peers=self._everybody(number, run)
     )
 
 

@@ -164,6 +164,7 @@ def test_a_failed_peer_is_made_up_for_by_another_while_there_is_one(ledger):
 
 def test_a_swarm_that_ends_with_too_few_sl_nodes_is_an_error(ledger):
     ledger.assign(RUNNER, "train", 4)
+    assert ledger.taskrunner(RUNNER).reachable
     report(ledger, A, COMPLETE, num_done=2)
     report(ledger, B, COMPLETE, num_done=1)
     assert ledger.taskrunner(RUNNER).state is ERROR
@@ -405,3 +406,16 @@ def test_the_version_of_a_taskrunner_grows_with_every_change(ledger):
     ledger.enrol(RUNNER, C, 3)
     ledger.reset_taskrunner(RUNNER)
     assert ledger.taskrunner_version(RUNNER) == ledger.taskrunner(RUNNER).version == seen[-1]
+
+
+def test_that_a_task_cannot_be_completed_any_more_is_known_while_others_are_at_work(ledger):
+    assert ledger.taskrunner(RUNNER).reachable
+    ledger.assign(RUNNER, "train", 4)
+    report(ledger, A, RUNNING)
+    report(ledger, C, ERROR, "no GPU")
+    assert ledger.taskrunner(RUNNER).reachable, "A and B are enough"
+    report(ledger, B, ERROR, "disk full")
+    runner = ledger.taskrunner(RUNNER)
+    assert (runner.state, runner.reachable) == (RUNNING, False)
+    ledger.assign(RUNNER, "train", target=B)
+    assert ledger.taskrunner(RUNNER).reachable, "B tries again"
