@@ -111,7 +111,8 @@ async def _answer(session: aiohttp.ClientSession, uri: Uri, limits: Limits) -> A
     """What the server has at `uri`, or where it sends us on to."""
     for _ in range(_MAX_REDIRECTIONS + 1):
         url = URL(uri.text, encoded=uri.text.isascii())  # as it is written: signed ones allow no change
-        async with session.get(url, allow_redirects=False, **_proxy_of(uri)) as answer:
+        proxy, login = _proxy_of(uri)
+        async with session.get(url, allow_redirects=False, proxy=proxy, proxy_auth=login) as answer:
             if answer.status == 200:
                 yield answer
                 return
@@ -131,16 +132,14 @@ def _sent_on(uri: Uri, location: str, limits: Limits) -> Uri:
     return found
 
 
-def _proxy_of(uri: Uri) -> dict[str, URL | aiohttp.BasicAuth]:
-    """Words of a request, as the environment says."""
+def _proxy_of(uri: Uri) -> tuple[URL | None, aiohttp.BasicAuth | None]:
+    """The proxy for it, as the environment says, without the login that it asks for, because errors name it."""
     proxy = urllib.request.getproxies().get(uri.scheme)
     if not proxy or urllib.request.proxy_bypass(uri.host):
-        return {}
+        return None, None
     url = URL(proxy if "://" in proxy else f"http://{proxy}")
-    plain: dict[str, URL | aiohttp.BasicAuth] = {"proxy": url.with_user(None)}  # errors name it
-    if url.user is not None:
-        plain["proxy_auth"] = aiohttp.BasicAuth(url.user, url.password or "")
-    return plain
+    login = None if url.user is None else aiohttp.BasicAuth(url.user, url.password or "")
+    return url.with_user(None), login
 
 
 class _Sink:
