@@ -14,10 +14,11 @@ from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import LABEL
 from swarm_hpc.slurm.recipe import content_key
 from swarm_hpc.swop.claims import Claim, turn
-from swarm_hpc.swop.download import Limits, base_name, download
+from swarm_hpc.swop.download import Limits, download
 from swarm_hpc.swop.extract import extract, inside
 from swarm_hpc.swop.places import Places
-from swarm_hpc.tasks.file import ContentType, MakeUserContent, Operation
+from swarm_hpc.tasks.file import DOWNLOAD, ContentType, MakeUserContent, Operation
+from swarm_hpc.tasks.uri import is_uri, parse_uri
 
 Say = Callable[[str], None]
 
@@ -30,7 +31,10 @@ def volume_names(body: MakeUserContent, outcome: str, nodes: tuple[int, ...]) ->
         return [outcome]
     if not nodes:
         raise ConfigError("SWARMCONTENT makes a volume per SL node, and the profile has no nodes")
-    return [f"{outcome}-{index}" for index in nodes]
+    names = [f"{outcome}-{index}" for index in nodes]
+    if too_long := [name for name in names if not LABEL.fullmatch(name)]:
+        raise ConfigError(f"Outcome: {too_long[0]} is too long for the name of a volume: at most 63 characters")
+    return names
 
 
 def make_content(body: MakeUserContent, outcome: str, places: Places, say: Say) -> str:
@@ -73,20 +77,24 @@ def _put(made: Path, volume: Path, old: Path) -> None:
 
 
 def _operate(operation: Operation, volume: Path, work: Path, places: Places) -> None:
-    limits = Limits(max_bytes=places.max_download_bytes, timeout_s=places.timeout_s, allowed=places.downloads)
+    limits = Limits(
+        max_bytes=places.max_download_bytes,
+        timeout_s=places.timeout_s,
+        allowed=places.downloads,
+        paths=places.paths,
+    )
     out = inside(volume, operation.out or "")
-    if operation.kind == "DOWNLOAD":
-        name = base_name(operation.target) if "://" in operation.target else ""
+    if operation.kind == DOWNLOAD:
+        name = parse_uri(operation.target).name
         is_folder = not operation.out or operation.out.endswith("/") or out.is_dir()
         target = inside(volume, f"{operation.out or ''}/{name}") if is_folder else out
         _make_folder(target.parent)
         download(operation.target, target, limits)
         return
-    archive = inside(volume, operation.target)
-    if "://" in operation.target:
-        archive = work / base_name(operation.target)
+    if is_uri(operation.target):
+        archive = work / "archive"
         download(operation.target, archive, limits)
-    elif not archive.is_file():
+    elif not (archive := inside(volume, operation.target)).is_file():
         raise ConfigError(f"EXTRACT: {operation.target}: no such file in the volume: DOWNLOAD it first, or give a URI")
     _make_folder(out)
     extract(archive, out, places.max_unpacked_bytes)

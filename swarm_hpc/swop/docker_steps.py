@@ -42,6 +42,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[\x85\u2028\u2029]|[\ud8
 _CONTINUES: Final = re.compile(r"\\[ \t]*$")
 _ESCAPE: Final = re.compile(r"#\s*escape\s*=\s*(\S+)", re.IGNORECASE)
 _PRELUDE: Final = f"""\
+  {{ set +x; }} 2>/dev/null
   . {MOUNT}/{ENVIRONMENT}
   for one in 10-docker2singularity 90-environment; do
     [ ! -f "/.singularity.d/env/$one.sh" ] || . "/.singularity.d/env/$one.sh"
@@ -56,7 +57,9 @@ _PRELUDE: Final = f"""\
       else mkdir -p "$(dirname "$target")"; cp -RP "$one" "$target"; fi
     done
   )
+  set -x
   cd /"""
+"""Apptainer has the shell tell each command (sh -ex), and what it tells is logged: not those that set a password."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,150 +2,173 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fnmatch
-import http.client
 import os
 import shutil
+import stat
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
-from typing import IO, Final
-from urllib.parse import unquote, urlsplit
+from typing import Final
+
+import aiohttp
+from yarl import URL
 
 from swarm_hpc import __version__
-from swarm_hpc.errors import ConfigError, DiskFull, NotReachable, SwarmError, TimedOut
+from swarm_hpc.errors import ConfigError, DiskFull, NotReachable, TimedOut
+from swarm_hpc.tasks.uri import FILE, Uri, parse_uri
 
 _CHUNK_BYTES: Final = 1 << 20
 _SILENCE_S: Final = 60.0
 """The longest that a server may say nothing."""
-_SCHEMES: Final = ("http", "https", "file")
+_MAX_REDIRECTIONS: Final = 10
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_HEADERS: Final = {"User-Agent": f"swarm-hpc/{__version__}", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a download may take; `allowed` are patterns of URIs, None: any."""
+    """What a download may take."""
 
     max_bytes: int
     timeout_s: float
+    """For all of it, redirections included."""
     allowed: Sequence[str] | None = None
-    proxies: Mapping[str, str] | None = None
-    """http, https: URL of the proxy; None: as the environment says."""
+    """Patterns of URIs; None: any."""
+    paths: Sequence[str] | None = None
+    """Folders, resolved, below which file:// may read; None: anywhere."""
 
 
 def download(uri: str, target: Path, limits: Limits) -> int:
     """Fetch `uri` into the file `target`; its size. ConfigError, NotReachable, TimedOut, DiskFull."""
-    split = check_uri(uri, limits.allowed)
+    found = _checked(uri, limits)
     try:
-        if split.scheme == "file":
-            with Path(unquote(split.path)).open("rb") as source:
-                return _copy(source, target, limits, uri, None)
-        with _opener(limits).open(
-            urllib.request.Request(uri, headers={"User-Agent": f"swarm-hpc/{__version__}"}),  # noqa: S310 - checked
-            timeout=min(_SILENCE_S, limits.timeout_s),
-        ) as answer:
-            length = answer.headers.get("Content-Length", "")
-            return _copy(answer, target, limits, uri, int(length) if length.isdecimal() else None)
-    except SwarmError:  # ConfigError is a ValueError, too
-        raise
-    except TimeoutError as exc:
-        raise TimedOut(f"{uri}: nothing came for {min(_SILENCE_S, limits.timeout_s):g} s") from exc
-    except urllib.error.HTTPError as exc:
-        with exc:
-            raise NotReachable(f"{uri}: the server answers {exc.code} {exc.reason}") from exc
-    except (urllib.error.URLError, http.client.HTTPException, ValueError) as exc:
-        raise NotReachable(f"{uri}: cannot be fetched: {getattr(exc, 'reason', None) or exc!r}") from exc
+        if found.scheme == FILE:
+            return _copy_file(found, target, limits)
+        return asyncio.run(_fetch(found, target, limits))
+    except TimeoutError as exc:  # ahead of OSError, which it is, too
+        raise TimedOut(f"{uri}: not done after {limits.timeout_s:g} s, or nothing came for {_SILENCE_S:g} s") from exc
+    except aiohttp.ClientResponseError as exc:  # its own text has the URL of the proxy
+        raise NotReachable(f"{uri}: cannot be fetched: {exc.status} {exc.message}") from exc
+    except (aiohttp.ClientError, ValueError) as exc:
+        if isinstance(exc, ConfigError):
+            raise
+        raise NotReachable(f"{uri}: cannot be fetched: {exc}") from exc
     except OSError as exc:
-        if exc.errno in (28, 122):  # ENOSPC, EDQUOT
+        if exc.errno in _NO_ROOM:
             raise DiskFull(f"{target.parent}: no room for {uri}") from exc
         raise NotReachable(f"{uri}: cannot be fetched: {exc.strerror or exc}") from exc
 
 
-class _Split:
-    __slots__ = ("path", "scheme")
-
-    def __init__(self, scheme: str, path: str) -> None:
-        self.scheme, self.path = scheme, path
-
-
-def check_uri(uri: str, allowed: Sequence[str] | None = None) -> _Split:
-    """ConfigError unless it can be fetched, and is one of `allowed`. A password in it is refused: a task is public."""
-    try:
-        split = urlsplit(uri)
-        host, has_password = split.hostname, split.password is not None or split.username is not None
-    except ValueError as exc:
-        raise ConfigError(f"{uri!r} is no URI: {exc}") from exc
-    if split.scheme not in _SCHEMES or not uri.isprintable() or " " in uri:
-        raise ConfigError(f"{uri!r}: give a URI that begins with http://, https:// or file:///")
-    if has_password:
-        raise ConfigError(f"{split.scheme}://{host}: a name or password cannot be part of a task, which all sites read")
-    if split.scheme == "file" and (host not in (None, "localhost") or not split.path.startswith("/")):
-        raise ConfigError(f"{uri!r}: a file of this host is file:///path")
-    if split.scheme != "file" and not host:
-        raise ConfigError(f"{uri!r} names no host")
-    if allowed is not None and not any(fnmatch.fnmatchcase(uri, one) for one in allowed):
-        raise ConfigError(f"{uri}: the policy of this site does not allow it (downloads: {', '.join(allowed)})")
-    return _Split(split.scheme, split.path)
+def _checked(uri: str, limits: Limits) -> Uri:
+    found = parse_uri(uri)
+    if limits.allowed is not None and not any(fnmatch.fnmatchcase(uri, one) for one in limits.allowed):
+        raise ConfigError(f"{uri}: the policy of this site does not allow it (downloads: {', '.join(limits.allowed)})")
+    return found
 
 
-def base_name(uri: str) -> str:
-    """What a file of that URI is called; `download` where it has no name."""
-    name = unquote(urlsplit(uri).path).rstrip("/").rpartition("/")[2]
-    return name if name not in ("", ".", "..") and name.isprintable() and len(name.encode()) < 200 else "download"
+def _copy_file(uri: Uri, target: Path, limits: Limits) -> int:
+    # a pipe would keep us waiting for somebody to write to it
+    with open(os.open(uri.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+            raise ConfigError(f"{uri.text}: is no file")
+        # links are followed by now: nobody can put another one there after the check
+        real = Path(os.path.realpath(f"/proc/self/fd/{source.fileno()}"))
+        if limits.paths is not None and not any(real.is_relative_to(one) for one in limits.paths):
+            raise ConfigError(f"{uri.text}: the policy of this site does not allow it (paths)")
+        with _Sink(uri, target, limits, os.fstat(source.fileno()).st_size) as sink:
+            while part := source.read(_CHUNK_BYTES):
+                sink.take(part)
+            return sink.size
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To what could be asked for as well, and never from https to http."""
-
-    def __init__(self, allowed: Sequence[str] | None) -> None:
-        self._allowed = allowed
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        try:
-            if check_uri(newurl, self._allowed).scheme != "https" and req.type == "https":
-                raise ConfigError(f"{req.full_url}: the server sends us on to {newurl}, without TLS; that is not taken")
-        except ConfigError:
-            fp.close()
-            raise
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-
-
-def _opener(limits: Limits) -> urllib.request.OpenerDirector:
-    opener = urllib.request.OpenerDirector()
-    proxies = None if limits.proxies is None else dict(limits.proxies)
-    for handler in (
-        urllib.request.ProxyHandler(proxies),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(limits.allowed),
-        urllib.request.UnknownHandler(),
+async def _fetch(uri: Uri, target: Path, limits: Limits) -> int:
+    quiet = min(_SILENCE_S, limits.timeout_s)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=quiet, sock_read=quiet)
+    # without trust_env, which would hand out the passwords of the user's .netrc
+    async with (
+        asyncio.timeout(limits.timeout_s),
+        aiohttp.ClientSession(timeout=timeout, auto_decompress=False, headers=_HEADERS) as session,
+        _answer(session, uri, limits) as answer,
     ):
-        opener.add_handler(handler)
-    return opener
+        with _Sink(uri, target, limits, answer.content_length) as sink:
+            try:
+                async for part in answer.content.iter_chunked(_CHUNK_BYTES):
+                    sink.take(part)
+            except aiohttp.ClientPayloadError as exc:
+                told = "" if answer.content_length is None else f" of {answer.content_length}"
+                raise NotReachable(f"{uri.text}: the connection ended after {sink.size}{told} bytes") from exc
+            return sink.size
 
 
-def _copy(source: IO[bytes], target: Path, limits: Limits, uri: str, length: int | None) -> int:
-    deadline, size = time.monotonic() + limits.timeout_s, 0
-    free = shutil.disk_usage(target.parent).free
-    if length is not None and length > min(limits.max_bytes, free):
-        raise DiskFull(f"{uri}: has {length} bytes; {limits.max_bytes} are allowed, and {free} are free here")
-    with target.open("wb") as file:
-        while part := source.read(_CHUNK_BYTES):
-            size += len(part)
-            if size > limits.max_bytes:
-                raise DiskFull(f"{uri}: has more than the {limits.max_bytes} bytes that are allowed")
-            if time.monotonic() > deadline:
-                raise TimedOut(f"{uri}: not done after {limits.timeout_s:g} s; {size} bytes came")
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    if length is not None and size < length:
-        raise NotReachable(f"{uri}: the connection ended after {size} of {length} bytes")
-    return size
+@asynccontextmanager
+async def _answer(session: aiohttp.ClientSession, uri: Uri, limits: Limits) -> AsyncIterator[aiohttp.ClientResponse]:
+    """What the server has at `uri`, or where it sends us on to."""
+    for _ in range(_MAX_REDIRECTIONS + 1):
+        url = URL(uri.text, encoded=uri.text.isascii())  # as it is written: signed ones allow no change
+        proxy, login = _proxy_of(uri)
+        async with session.get(url, allow_redirects=False, proxy=proxy, proxy_auth=login) as answer:
+            if answer.status == 200:
+                yield answer
+                return
+            if answer.status not in (301, 302, 303, 307, 308) or "Location" not in answer.headers:
+                raise NotReachable(f"{uri.text}: the server answers {answer.status} {answer.reason}")
+            uri = _sent_on(uri, str(url.join(URL(answer.headers["Location"], encoded=True))), limits)
+    raise NotReachable(f"{uri.text}: the server sends us on and on")
+
+
+def _sent_on(uri: Uri, location: str, limits: Limits) -> Uri:
+    """To what could be asked for as well, never from https to http, and to no file of ours."""
+    found = _checked(location, limits)
+    if found.scheme == FILE or (uri.scheme == "https" and found.scheme != "https"):
+        raise ConfigError(
+            f"{uri.text}: the server sends us on to {found.scheme}://{found.host}, which is not allowed from there"
+        )
+    return found
+
+
+def _proxy_of(uri: Uri) -> tuple[URL | None, aiohttp.BasicAuth | None]:
+    """The proxy for it, as the environment says, without the login that it asks for, because errors name it."""
+    proxy = urllib.request.getproxies().get(uri.scheme)
+    if not proxy or urllib.request.proxy_bypass(uri.host):
+        return None, None
+    url = URL(proxy if "://" in proxy else f"http://{proxy}")
+    login = None if url.user is None else aiohttp.BasicAuth(url.user, url.password or "")
+    return url.with_user(None), login
+
+
+class _Sink:
+    """The file that a download goes to, and how much of what is allowed it has taken. Closed, it is on disk."""
+
+    def __init__(self, uri: Uri, target: Path, limits: Limits, length: int | None) -> None:
+        free = shutil.disk_usage(target.parent).free
+        if length is not None and length > min(limits.max_bytes, free):
+            raise DiskFull(f"{uri.text}: has {length} bytes; {limits.max_bytes} are allowed, and {free} are free here")
+        self._uri = uri
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.timeout_s
+        self._file = target.open("wb")
+        self.size = 0
+
+    def take(self, part: bytes) -> None:
+        """One more part. DiskFull, TimedOut."""
+        self.size += len(part)
+        if self.size > self._limits.max_bytes:
+            raise DiskFull(f"{self._uri.text}: has more than the {self._limits.max_bytes} bytes that are allowed")
+        if time.monotonic() > self._deadline:
+            raise TimedOut(f"{self._uri.text}: not done after {self._limits.timeout_s:g} s; {self.size} bytes came")
+        self._file.write(part)
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file:
+            if error[0] is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())

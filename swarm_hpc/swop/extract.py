@@ -8,6 +8,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -15,6 +16,8 @@ from swarm_hpc.errors import ConfigError, DiskFull, SwarmError
 
 _CHUNK_BYTES: Final = 1 << 20
 _MAX_MEMBERS: Final = 5_000_000
+_MAX_PATH_BYTES: Final = 3000
+"""Of a member, from the root on: well below the 4096 that a system call takes, so that a check of links is complete."""
 
 
 def extract(archive: Path, folder: Path, max_bytes: int) -> int:
@@ -47,17 +50,66 @@ def inside(folder: Path, path: str) -> Path:
 
 
 def _untar(archive: Path, folder: Path, max_bytes: int) -> int:
-    left, num = max_bytes, 0
+    """Links are made when all else is there, so that nothing is written through one: what `tarfile` knows of links
+    can be led astray by long paths in Python before 3.11.13 (CVE-2025-4517), and by the order of links."""
+    left, num, links = max_bytes, 0, list[tarfile.TarInfo]()
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
             left, num = left - max(0, member.size), num + 1
             _check(archive, left, num)
-            tar.extract(member, folder, filter=_data, set_attrs=True)
+            kept = tarfile.data_filter(member, str(folder))
+            _check_parents(archive, folder, kept.name)
+            if kept.issym():
+                links.append(kept)
+                continue
+            if kept.islnk():
+                _check_parents(archive, folder, kept.linkname)
+                if not _is(folder / kept.linkname, stat.S_ISREG):
+                    raise ConfigError(f"{archive.name}: {kept.name!r} links to what is no file: leave it out")
+            if _is(folder / kept.name, stat.S_ISLNK):
+                raise ConfigError(f"{archive.name}: {kept.name!r} is a link already: leave one of them out")
+            tar.extract(kept, folder, filter="fully_trusted")
+    _link(archive, folder, links)
     return num
 
 
-def _data(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    return tarfile.data_filter(member, path)
+def _link(archive: Path, folder: Path, links: Sequence[tarfile.TarInfo]) -> None:
+    made: list[Path] = []
+    for link in links:
+        _check_parents(archive, folder, link.name)
+        target = folder / link.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if _is(target, lambda mode: not stat.S_ISDIR(mode)):
+            target.unlink()
+        target.symlink_to(link.linkname)
+        made.append(target)
+    real = Path(os.path.realpath(folder))
+    for target in made:  # now all of them are there
+        if not Path(os.path.realpath(target)).is_relative_to(real):
+            for one in made:
+                one.unlink(missing_ok=True)
+            raise ConfigError(f"{archive.name}: {target.name!r} leads out of the volume: leave it out")
+
+
+def _check_parents(archive: Path, folder: Path, name: str) -> None:
+    """That the way to a member has no link in it, and is not so long that the system no longer follows it."""
+    if len(os.fsencode(os.path.realpath(folder))) + len(os.fsencode(name)) > _MAX_PATH_BYTES:
+        raise ConfigError(f"{archive.name}: {name[:60]!r}... is too deep: at most {_MAX_PATH_BYTES} bytes in all")
+    parts = PurePosixPath(name).parts
+    if ".." in parts or name.startswith("/"):
+        raise ConfigError(f"{archive.name}: {name!r} is no path below the volume")
+    at = folder
+    for part in parts[:-1]:
+        at /= part
+        if _is(at, stat.S_ISLNK):
+            raise ConfigError(f"{archive.name}: {name!r} lies behind the link {at.name!r}: give its place itself")
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _unzip(archive: Path, folder: Path, max_bytes: int) -> int:

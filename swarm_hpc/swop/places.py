@@ -37,6 +37,8 @@ class Places:
     """Of the policy: patterns of images that may come from a registry; None: any."""
     downloads: tuple[str, ...] | None = None
     """Of the policy: patterns of URIs, which count for redirections, too."""
+    paths: tuple[str, ...] | None = None
+    """Of the policy: folders, resolved, below which file:// may read; None: anywhere."""
     timeout_s: float = 3600.0
     """For each step of the work."""
     max_download_bytes: int = 64 * _GIB

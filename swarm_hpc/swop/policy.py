@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
-from swarm_hpc.errors import TaskRefused
+from swarm_hpc.errors import ConfigError, TaskRefused
 from swarm_hpc.records import Task, TaskType
 from swarm_hpc.tasks import yaml
-from swarm_hpc.tasks.file import Body, MakeUserContent, PullImage, RunSwarm
+from swarm_hpc.tasks.file import DOWNLOAD, Body, MakeUserContent, PullImage, RunSwarm
+from swarm_hpc.tasks.uri import FILE, is_uri, parse_uri
 from swarm_hpc.tasks.yaml import Value
 
 _KEYS: Final = ("types", "sites", "authors", "outcomes", "registries", "downloads", "paths", "max_nodes")
@@ -57,9 +57,8 @@ class Policy:
             _match(task, "the image", image_reference(body), self.registries)
         if isinstance(body, MakeUserContent):
             for one in body.operations:
-                if "://" in one.target:
-                    _match(task, "what it downloads", one.target, self.downloads)
-                    self._check_file(task, one.target)
+                if one.kind == DOWNLOAD or is_uri(one.target):
+                    self._check_uri(task, one.target)
         if isinstance(body, RunSwarm):
             for mount in body.shared_content:
                 if not mount.is_volume:
@@ -71,14 +70,21 @@ class Policy:
 
     def _check_path(self, task: Task, path: str) -> None:
         # links are followed: what counts is what the program would see
-        real = Path(os.path.realpath(path))
+        try:
+            real = Path(os.path.realpath(path))
+        except (OSError, ValueError) as exc:
+            raise _refused(task, f"{path!r} is no path: {exc}") from exc
         if self.paths is not None and not any(real.is_relative_to(one) for one in self.paths):
             raise _refused(task, f"{path} is not below what it may bind here ({', '.join(self.paths) or 'nothing'})")
 
-    def _check_file(self, task: Task, uri: str) -> None:
-        split = urlsplit(uri)
-        if split.scheme == "file":
-            self._check_path(task, unquote(split.path))
+    def _check_uri(self, task: Task, text: str) -> None:
+        try:
+            uri = parse_uri(text)
+        except ConfigError as exc:
+            raise _refused(task, str(exc)) from exc
+        _match(task, "what it downloads", text, self.downloads)
+        if uri.scheme == FILE:
+            self._check_path(task, uri.path)
 
 
 def image_reference(body: PullImage) -> str:
@@ -90,15 +96,15 @@ def image_reference(body: PullImage) -> str:
 def policy_file(value: Value, folder: Path) -> Path:
     """The file that policyuri names: a path (from `folder`) or a file:// URI of this host."""
     text = value.text()
-    if "://" not in text:
+    if not is_uri(text):
         return folder / text
     try:
-        split = urlsplit(text)
-    except ValueError as exc:
-        raise value.wrong(f"{text!r} is no URI: {exc}") from exc
-    if split.scheme != "file" or split.netloc not in ("", "localhost"):
+        uri = parse_uri(text)
+    except ConfigError as exc:
+        raise value.wrong(str(exc)) from exc
+    if uri.scheme != FILE:
         raise value.wrong(f"{text!r}: give a path of this host, or file:///path")
-    return Path(unquote(split.path))
+    return Path(uri.path)
 
 
 def read_policy(file: Path) -> Policy:

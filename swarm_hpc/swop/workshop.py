@@ -154,6 +154,7 @@ class _Work(Doing):
             env=self._profile.env,
             registries=self._profile.policy.registries,
             downloads=self._profile.policy.downloads,
+            paths=self._profile.policy.paths,
         )
         task = self._task
         job = Job(task=task.name, type=task.type, outcome=task.outcome, body=task.body, places=places)

@@ -11,6 +11,7 @@ from typing import Final
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import LABEL, TaskType
 from swarm_hpc.tasks import yaml
+from swarm_hpc.tasks.uri import is_uri, parse_uri
 from swarm_hpc.tasks.yaml import Value
 
 MAX_TEXT: Final = 160
@@ -20,6 +21,8 @@ MAX_SHARED: Final = 10
 BIND: Final = "BIND"
 VOLUME: Final = "VOLUME"
 INLINE: Final = "INLINE"
+DOWNLOAD: Final = "DOWNLOAD"
+EXTRACT: Final = "EXTRACT"
 
 
 class ContentType(StrEnum):
@@ -201,7 +204,13 @@ def _operation(value: Value) -> Operation:
             if name != "Out":
                 raise option.wrong("there is no such option; known: Out")
             out = option.text_or_none(most=MAX_TEXT)
-    return Operation(kind=fields["Operation"].choice("DOWNLOAD", "EXTRACT"), target=_short(fields["Target"]), out=out)
+    kind, target = fields["Operation"].choice(DOWNLOAD, EXTRACT), _short(fields["Target"])
+    if kind == DOWNLOAD or is_uri(target):
+        try:
+            parse_uri(target)
+        except ConfigError as exc:
+            raise fields["Target"].wrong(str(exc)) from exc
+    return Operation(kind=kind, target=target, out=out)
 
 
 def _pull_image(value: Value) -> PullImage:

@@ -163,6 +163,8 @@ def test_a_failure_leaves_the_volume_as_it_was(site):
         (("EXTRACT", "URL/d.zip"), {"max_unpacked_bytes": 0}, "more than is allowed"),
         (("DOWNLOAD", "URL/cut"), {}, "ended after 2 of 3|cannot be fetched"),
         (("DOWNLOAD", "file:///none"), {}, "No such file"),
+        (("DOWNLOAD", "file:///etc/hostname"), {"paths": ("/data",)}, "policy"),
+        (("DOWNLOAD", "file:///dev/null"), {}, "is no file"),
     ],
 )
 def test_what_cannot_be_fetched_is_refused_in_words(site, operation, changes, reason):
@@ -170,6 +172,24 @@ def test_what_cannot_be_fetched_is_refused_in_words(site, operation, changes, re
         site.make(operation, **changes)
     assert "jane:pw" not in str(caught.value)
     assert not (site.volumes / "data").exists()
+
+
+def test_a_link_that_leads_out_of_the_paths_of_the_site_is_followed_before_it_is_refused(site, tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "open" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "open" / "file").write_text("public")
+    paths = (str(tmp_path / "open"),)
+    with pytest.raises(ConfigError, match="policy"):
+        site.make(("DOWNLOAD", (tmp_path / "open" / "link").as_uri()), paths=paths)
+    site.make(("DOWNLOAD", (tmp_path / "open" / "file").as_uri()), paths=paths)
+    assert (site.volumes / "data" / "file").read_text() == "public"
+
+
+def test_links_within_an_archive_are_kept(tmp_path):
+    (tmp_path / "a").write_bytes(tarred({"real/x": b"1"}, link("here", "real/x"), link("folder", "real")))
+    extract(tmp_path / "a", tmp_path / "in", 1000)
+    assert (tmp_path / "in" / "here").read_bytes() == (tmp_path / "in" / "folder" / "x").read_bytes() == b"1"
 
 
 def test_a_redirection_is_followed(site):

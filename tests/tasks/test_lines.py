@@ -35,6 +35,7 @@ def some(most=160, least=1):
 labels = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True)
 targets = some(40).map(lambda text: "/" + "".join(char for char in text if char not in ':,".'))
+uris = st.builds("{}://example.org/{}".format, st.sampled_from(["http", "https"]), labels)
 bodies = st.one_of(
     st.builds(
         RunSwarm,
@@ -56,7 +57,8 @@ bodies = st.one_of(
         MakeUserContent,
         content_type=st.sampled_from(ContentType),
         operations=st.lists(
-            st.builds(Operation, kind=st.sampled_from(["DOWNLOAD", "EXTRACT"]), target=some(), out=st.none() | some()),
+            st.builds(Operation, kind=st.just("DOWNLOAD"), target=uris, out=st.none() | some())
+            | st.builds(Operation, kind=st.just("EXTRACT"), target=uris | labels, out=st.none() | some()),
             min_size=1,
             max_size=3,
         ).map(tuple),
