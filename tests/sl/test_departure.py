@@ -52,6 +52,7 @@ async def active(swarm, site):
         return next(status.node.active for status in await sn.nodes() if status.node.name == f"{site}/sl/sl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks", ["sync", "finish"])
 async def test_a_program_that_waits_in_a_round_is_told_and_the_others_do_not_wait_for_it(swarm, asks):
     rules = {"min_peers": 2}
@@ -89,6 +90,7 @@ async def test_a_program_that_trains_is_told_at_its_next_look(swarm):
         alpha.close()
 
 
+@pytest.mark.slow
 async def test_a_node_that_returns_takes_part_in_the_same_round_again(swarm):
     async with swarm.node("beta"):
         beta = swarm.program("beta")

@@ -134,6 +134,7 @@ def test_each_job_has_its_name_its_contract_and_its_words(
         assert f" sl --task {words} --config-dir {profiles} &\n" in job["script"]
 
 
+@pytest.mark.slow
 def test_both_sites_make_the_same_contracts(capsys: pytest.CaptureFixture[str], profiles: str) -> None:
     words = ("-m", "experiment=digits,thyroid", "merge=glob(*)", "seed=1,2")
     alpha, beta = (
