@@ -161,17 +161,24 @@ async def ended(client: SnClient, patience_s: float = PATIENCE_S) -> Taskrunner:
     return await until(client, lambda runner: runner.state in ENDED, patience_s)
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    authority = ca.create_ca("alpha", "swarm.test", tmp_path / "alpha")
-    ca.write_bundle({"alpha": authority}, "swarm.test", tmp_path / "bundle.json")
-    one = Site(tmp_path, "", AsyncExitStack())
+@asynccontextmanager
+async def site_in(folder: Path) -> AsyncIterator[Site]:
+    """Site alpha with all its files in that folder."""
+    authority = ca.create_ca("alpha", "swarm.test", folder / "alpha")
+    ca.write_bundle({"alpha": authority}, "swarm.test", folder / "bundle.json")
+    one = Site(folder, "", AsyncExitStack())
     config = SnConfig(
         port=0,
-        data_dir=str(tmp_path / "sn"),
+        data_dir=str(folder / "sn"),
         identity=one.identity("alpha/sn/sn"),
         transfer=TransferConfig(min_free_mib=0, keep_rounds=0),
     )
     async with one.stack as stack:
         one.address = await stack.enter_async_context(sn_node.start(config, certs.load(config.identity)))
+        yield one
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_in(tmp_path) as one:
         yield one

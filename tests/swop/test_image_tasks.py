@@ -7,23 +7,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from swarm_hpc import settings_file
-from swarm_hpc.config import ExecutorKind, ImageConfig, SnConfig, SwopConfig, TransferConfig
-from swarm_hpc.identity import ca, certs
+from swarm_hpc.config import ExecutorKind, ImageConfig, SwopConfig
 from swarm_hpc.records import TaskState, TaskType
 from swarm_hpc.slurm.build import Builder
 from swarm_hpc.slurm.images import find_image
-from swarm_hpc.sn import node as sn_node
 from tests.conftest import cannot_run
 from tests.lab.apptainer import find_apptainer
 from tests.lab.slurm import hand_over
 from tests.lab.unprivileged import Unprivileged, find_unprivileged, ordinary_user
-from tests.swop.conftest import RUNNER, Site, ended, enrolled, make_task
+from tests.swop.conftest import RUNNER, Site, ended, enrolled, make_task, site_in
 from tests.swop.lab import Project, eventually, log_of
 from tests.swop.registry import REPOSITORY, TAG, Registry
 
@@ -43,18 +41,7 @@ def user() -> Iterator[Unprivileged]:
 @pytest.fixture
 async def site(user: Unprivileged, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     """As the other tests' site, in the user's home."""
-    folder = user.home / request.node.name
-    authority = ca.create_ca("alpha", "swarm.test", folder / "alpha")
-    ca.write_bundle({"alpha": authority}, "swarm.test", folder / "bundle.json")
-    one = Site(folder, "", AsyncExitStack())
-    config = SnConfig(
-        port=0,
-        data_dir=str(folder / "sn"),
-        identity=one.identity("alpha/sn/sn"),
-        transfer=TransferConfig(min_free_mib=0, keep_rounds=0),
-    )
-    async with one.stack as stack:
-        one.address = await stack.enter_async_context(sn_node.start(config, certs.load(config.identity)))
+    async with site_in(user.home / request.node.name) as one:
         yield one
 
 
