@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 
@@ -16,9 +17,10 @@ from swarm_hpc.errors import (
     TaskRefused,
 )
 from swarm_hpc.records import Progress, TaskState
+from swarm_hpc.swci import commands
 from swarm_hpc.swci.commands import COMMANDS
-from swarm_hpc.swci.session import MAX_CONTEXTS
-from tests.swci.conftest import ADDRESS, BUILD_TASK
+from swarm_hpc.swci.session import MAX_CONTEXTS, Session
+from tests.swci.conftest import ADDRESS, BUILD_TASK, swci_config
 from tests.swci.fake_sn import DEFAULT_RUNNER
 
 RUNNER = DEFAULT_RUNNER
@@ -338,14 +340,44 @@ async def test_sites_are_voted_on(desk) -> None:
             await desk(f"{vote} site nowhere")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["list nodes", "list sites", "get network status", "list contracts", "list tasks", "list taskrunners"],
-)
-async def test_an_sn_that_is_away_is_an_error(desk, command) -> None:
-    desk.sn.down = 9
-    with pytest.raises(NotReachable):
-        await desk(command)
+WITHOUT_SN = {"cd", "create_context", "create_service_context", "exit", "exit_on_failure", "get_context_env", "help"}
+WITHOUT_SN |= {"list_context_env", "list_contexts", "ls", "pwd", "set_context_env", "sleep", "switch_context"}
+WITHOUT_SN |= {"wait_for_ip", "wait_for_service"}  # they have their own tests
+ARGUMENTS = {
+    "file": "build.yaml",
+    "type": "RUN_SWARM",
+    "index": "1",
+    "first": "1",
+    "last": "2",
+    "number": "1",
+    "num_peers": "1",
+    "peer": "alpha/swop/one",
+}
+
+
+class AwaySn:
+    """No call of it is answered."""
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    def __getattr__(self, name):
+        async def call(*words, **fields):
+            raise NotReachable("127.0.0.1:1: nobody")
+
+        return call
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one.name not in WITHOUT_SN], ids=lambda one: one.name)
+async def test_an_sn_that_is_away_is_an_error_of_every_command_that_asks_it(tmp_path, command) -> None:
+    (tmp_path / "build.yaml").write_text(BUILD_TASK)
+    text = re.sub(r"<(\w+) : [^>]+>", lambda found: ARGUMENTS.get(found[1], found[1]), command.usage)
+    async with Session(swci_config(tmp_path, sn=ADDRESS), lambda address, connection: AwaySn()) as session:
+        with pytest.raises(NotReachable):
+            await commands.run(session, re.sub(r"\s*\[.*\]", "", text), print)
 
 
 # the session
