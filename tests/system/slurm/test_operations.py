@@ -232,6 +232,7 @@ def whole_script(one: Operations) -> list[str]:
         "get task info program",
         "get task body program",
         "finalize task program",
+        f"create taskrunner {RUNNER}",
         f"get taskrunner info {RUNNER}",
         f"reset taskrunner {RUNNER}",
         f"assign task program to {RUNNER} with 2 peers",
