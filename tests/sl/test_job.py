@@ -222,7 +222,8 @@ async def test_a_program_that_hangs_is_waited_for_no_longer_than_any_peer_and_th
     answer = alpha.answers(0)[-1]
     assert answer["error"] == "TimedOut"
     assert answer["text"] == "waiting for rank 1 of the job; gave up after 10 s (round.max_wait_s)"
-    assert "ending all processes of the job" in alpha.output
+    # not by what is said last: mpiexec may drop that when a rank calls MPI_Abort
+    assert alpha.code not in (0, None)
     assert not (alpha.folder / "answers.1").exists()
 
 
