@@ -79,8 +79,9 @@ def _link(archive: Path, folder: Path, links: Sequence[tarfile.TarInfo]) -> None
         _check_parents(archive, folder, link.name)
         target = folder / link.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if _is(target, lambda mode: not stat.S_ISDIR(mode)):
-            target.unlink()
+        if _is(target, stat.S_ISDIR):
+            raise ConfigError(f"{archive.name}: {link.name!r} is a link and a folder: leave one of them out")
+        target.unlink(missing_ok=True)
         target.symlink_to(link.linkname)
         made.append(target)
     real = Path(os.path.realpath(folder))

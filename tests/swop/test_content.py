@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -37,6 +39,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(found)))
         self.end_headers()
+        if self.path == "/drip":  # a byte now and then keeps a connection that is only watched for silence
+            with contextlib.suppress(OSError):
+                while not self.files["stop"].wait(0.01):
+                    self.wfile.write(b"x")
+            return
         self.wfile.write(found if self.path != "/cut" else found[:-1])
 
     def log_message(self, *words):
@@ -54,7 +61,8 @@ class Site:
             Operation(kind=one[0], target=one[1].replace("URL", self.url), out=one[2] if len(one) > 2 else None)
             for one in operations
         )
-        places = Places(images=self.root, volumes=self.volumes, log=self.root / "log", timeout_s=20, **changes)
+        fields = {"images": self.root, "volumes": self.volumes, "log": self.root / "log", "timeout_s": 20}
+        places = Places(**fields | changes)
         return perform(MakeUserContent(content_type=kind, operations=steps), outcome, places, self.said.append)
 
 
@@ -62,10 +70,12 @@ class Site:
 def site(tmp_path):
     files, asked = {"/a.txt": b"a", "/d.zip": zipped({"x/y.txt": b"y"}), "/d.tgz": tarred({"z.txt": b"z"})}, []
     files["/away"], files["/file"], files["/cut"] = "/a.txt", "file:///etc/passwd", b"cut"
+    files["/drip"], files["stop"] = bytes(1 << 20), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, files, asked))
     thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
     thread.start()
     yield Site(tmp_path, f"http://127.0.0.1:{server.server_port}", files, asked)
+    files["stop"].set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -165,6 +175,9 @@ def test_a_failure_leaves_the_volume_as_it_was(site):
         (("DOWNLOAD", "file:///none"), {}, "No such file"),
         (("DOWNLOAD", "file:///etc/hostname"), {"paths": ("/data",)}, "policy"),
         (("DOWNLOAD", "file:///dev/null"), {}, "is no file"),
+        (("DOWNLOAD", "file:/etc/hostname", "x"), {}, "begins with"),
+        (("DOWNLOAD", "http://[x"), {}, "is no URI"),
+        (("DOWNLOAD", "URL/drip"), {"timeout_s": 0.1}, "not done after 0.1 s"),
     ],
 )
 def test_what_cannot_be_fetched_is_refused_in_words(site, operation, changes, reason):
@@ -192,6 +205,12 @@ def test_links_within_an_archive_are_kept(tmp_path):
     assert (tmp_path / "in" / "here").read_bytes() == (tmp_path / "in" / "folder" / "x").read_bytes() == b"1"
 
 
+def test_a_pipe_is_no_file_and_is_not_waited_for(site, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is no file"):
+        site.make(("DOWNLOAD", (tmp_path / "pipe").as_uri()))
+
+
 def test_a_redirection_is_followed(site):
     site.make(("DOWNLOAD", "URL/away"))
     assert (site.volumes / "data" / "away").read_bytes() == b"a"
@@ -209,6 +228,35 @@ def device():
     return info
 
 
+def folder(name):
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE
+    return info
+
+
+def file(name):
+    return tarfile.TarInfo(name)
+
+
+def hard_link(name, target):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.LNKTYPE, target
+    return info
+
+
+def deep_links():
+    """CVE-2025-4517: a way so long that Python's check of links gives up, and the system, by short links, does not."""
+    deep, at = "d" * 247, ""
+    for letter in "abcdefghijklmnop":
+        yield folder(f"{at}{deep}")
+        yield link(f"{at}{letter}", deep)
+        at += f"{deep}/"
+    last = f"{'/'.join('abcdefghijklmnop')}/{'l' * 254}"
+    yield link(last, "../" * 16)
+    yield link("escape", f"{last}/..")
+    yield file("escape/x")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -219,8 +267,26 @@ def device():
         tarred({"out/x": b""}, link("out", "/tmp")),
         tarred({"out/x": b""}, link("out", "..")),
         tarred({}, device()),
+        tarred({}, folder("real"), link("behind", "real"), file("behind/y")),
+        tarred({}, link("first", "later/.."), link("later", ".")),
+        tarred({}, link("target", "/etc/passwd"), hard_link("x", "target")),
+        tarred({}, link("target", "inside"), hard_link("x", "target")),
+        tarred({}, *deep_links()),
     ],
-    ids=["zip: above", "zip: absolute", "zip: backslash", "above", "link: absolute", "link: above", "device"],
+    ids=[
+        "zip: above",
+        "zip: absolute",
+        "zip: backslash",
+        "above",
+        "link: absolute",
+        "link: above",
+        "device",
+        "behind a link",
+        "links in an order",
+        "hard link: above",
+        "hard link: a link",
+        "links too deep",
+    ],
 )
 def test_an_archive_that_leads_out_is_refused(tmp_path, content):
     (tmp_path / "a").write_bytes(content)

@@ -103,6 +103,10 @@ def test_a_proxy_is_there_for_the_build_and_nowhere_in_the_image(build):
     (build.mount / ENVIRONMENT).write_text("export http_proxy=http://u:secret@p\n")
     steps = ["FROM x", "ARG http_proxy", "RUN echo $http_proxy"]
     assert build.run(*steps, build_env=["http_proxy"]) == "http://u:secret@p\n"
+    post = sections(definition(*steps, build_env=["http_proxy"]).text)["post"].replace(f"{MOUNT}/", f"{build.mount}/")
+    traced = subprocess.run(["/bin/sh", "-exc", post], capture_output=True, text=True, check=True)
+    assert "+ /bin/sh -c" in traced.stderr
+    assert "secret" not in traced.stderr
     with pytest.raises(ConfigError, match="for the build alone"):
         definition("FROM x", "ENV P=$http_proxy", build_env=["http_proxy"])
 

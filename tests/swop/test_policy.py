@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm_hpc.errors import ConfigError, TaskRefused
 from swarm_hpc.records import Task, TaskType
@@ -53,6 +57,10 @@ def test_without_a_policy_every_task_is_taken():
         ("paths: [/projects]", task(), bind("/projects/../etc"), "not below"),
         ("paths: []", task(), bind("/projects"), "nothing"),
         ("paths: [/projects]", task(), fetch("file:///etc/passwd"), "not below"),
+        ("paths: [/projects]", task(), fetch("file:/etc/passwd"), "begins with http"),
+        ("paths: [/projects]", task(), fetch("FILE://localhost/projects/%2e%2e/etc/passwd"), "not below"),
+        ("types: ~", task(), fetch("http://[x"), "is no URI"),
+        ("types: ~", task(), bind("/a\0b"), "is no path"),
     ],
 )
 def test_what_the_policy_does_not_name_is_refused(text, one, body, reason):
@@ -86,6 +94,13 @@ def test_a_link_out_of_an_allowed_folder_is_followed(tmp_path):
 def test_a_policy_with_a_mistake_is_refused(text, reason):
     with pytest.raises(ConfigError, match=reason):
         policy(text)
+
+
+@given(st.text(max_size=40) | st.text("file:/[]%0.@?#", max_size=20))
+def test_any_target_is_taken_or_refused(text):
+    for body in (fetch(text), fetch(f"http://{text}"), fetch(f"file:///{text}"), bind(text)):
+        with contextlib.suppress(TaskRefused):
+            policy("paths: [/projects]").check(task(), body)
 
 
 def test_null_is_no_rule():

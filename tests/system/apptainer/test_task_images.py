@@ -74,7 +74,7 @@ def test_an_image_is_built_from_lines_of_a_dockerfile_and_does_what_they_say(use
         volumes=volumes,
         log=log,
         apptainer=str(apptainer),
-        env={"http_proxy": "http://proxy.example.org", "SL_LOG_LEVEL": "INFO"},
+        env={"http_proxy": "http://jane:s3cret@proxy.example.org", "SL_LOG_LEVEL": "INFO"},
     )
     body = MakeUserContainer(build_context="lib", build_steps=STEPS)
     job = Job(task="t", type=TaskType.MAKE_USER_CONTAINER, outcome="env:2", body=to_lines(body), places=places)
@@ -86,9 +86,13 @@ def test_an_image_is_built_from_lines_of_a_dockerfile_and_does_what_they_say(use
     assert done.stdout.splitlines()[-1].startswith("image env:2: env@2.sif, sha256:")
     assert [one for one in os.listdir(images) if one.startswith((".build", ".making"))] == []
 
+    # Apptainer has the shell tell each command
+    assert "mkdir -p /opt/app" in log.read_text()
+    assert "s3cret" not in log.read_text() + done.stdout
+
     image = images / "env@2.sif"
     told = run(user, apptainer, "run", image)
-    assert told == "2 it's by default {{ hello }} a  b\nproxy http://proxy.example.org\n{{ hello }} a  b\n"
+    assert told == "2 it's by default {{ hello }} a  b\nproxy http://jane:s3cret@proxy.example.org\n{{ hello }} a  b\n"
     assert "2 it's mine" in run(user, apptainer, "run", image, "mine")
     inspected = user.run(apptainer, "inspect", "--all", image).stdout
     assert "org.example.team" in inspected
