@@ -430,10 +430,7 @@ class SlConfig:
     program: ProgramConfig
 
     def __post_init__(self) -> None:
-        try:
-            NodeName.parse(self.name)
-        except ValueError as exc:
-            raise ConfigError(f"name: {exc}") from exc
+        node_name(self, "name")
         if not 1 <= self.node_weight <= 100:
             raise ConfigError(f"node_weight: {self.node_weight} is outside 1-100")
 
@@ -653,10 +650,7 @@ class SwopConfig:
     follow: FollowConfig = field(default_factory=FollowConfig)
 
     def __post_init__(self) -> None:
-        try:
-            NodeName.parse(self.name)
-        except ValueError as exc:
-            raise ConfigError(f"name: {exc}") from exc
+        node_name(self, "name")
 
 
 @with_config(_STRICT)
@@ -759,6 +753,14 @@ def label(settings: object, key: str) -> None:
     """Refuse names that could not stand on the ledger, in a URL and in a file name."""
     if not LABEL.fullmatch(getattr(settings, key)):
         raise ConfigError(f"{key}: {getattr(settings, key)!r}: use letters, digits, '.', '_', '-', at most 63")
+
+
+def node_name(settings: object, key: str) -> None:
+    """Refuse what is no node's name."""
+    try:
+        NodeName.parse(getattr(settings, key))
+    except ValueError as exc:
+        raise ConfigError(f"{key}: {exc}") from exc
 
 
 def image_digest(settings: object, key: str) -> None:

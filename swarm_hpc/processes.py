@@ -18,6 +18,7 @@ from typing import Final
 from swarm_hpc.errors import ProgramFailed, TimedOut
 
 _PR_SET_PDEATHSIG: Final = 1
+_END_BYTES: Final = 65536
 POLL_S: Final = 0.1
 """How often a wait looks whether a process has ended."""
 
@@ -80,11 +81,7 @@ class Process:
         """The last lines of the log that say anything, on one line."""
         if self.log is None:
             return "its output is above"
-        with self.log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        return " | ".join(lines[-num_lines:]) or "it wrote nothing"
+        return " | ".join(last_lines(self.log, num_lines)) or "it wrote nothing"
 
     def check(self) -> None:
         """ProgramFailed, with the end of the log, if it has ended other than by finishing its work."""
@@ -115,6 +112,18 @@ def _die_with(parent: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return bind
+
+
+def last_lines(file: Path, num_lines: int) -> list[str]:
+    """The last lines of a log that say anything; none where there is no file."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, opened.tell() - _END_BYTES))
+            lines = opened.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line.strip() for line in lines if line.strip()][-num_lines:] if num_lines > 0 else []
 
 
 def kill_session(leader: int) -> None:

@@ -89,7 +89,7 @@ def _keys(options: argparse.Namespace, names: list[str], settings: list[str]) ->
 
 
 def _sign(options: argparse.Namespace, names: list[str], settings: list[str]) -> dict[str, Any]:
-    from swarm_hpc.identity.bundle import write
+    from swarm_hpc.durable import write
     from swarm_hpc.license import file
     from swarm_hpc.records import encode
 

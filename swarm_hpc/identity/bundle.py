@@ -6,9 +6,7 @@ Pure: certificates in, names out. handshake.py asks it inside each TLS handshake
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
 from swarm_hpc.records import LABEL, NodeName
 
@@ -208,21 +207,3 @@ def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
 def fingerprint(cert: x509.Certificate) -> str:
     """SHA-256 of the certificate, 64 hex digits."""
     return cert.fingerprint(SHA256()).hex()
-
-
-def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file beside `path` with that mode, then rename it there."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        beside.unlink(missing_ok=True)

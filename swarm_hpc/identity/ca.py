@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
 from swarm_hpc.identity.bundle import (
     TRUST_DOMAIN,
@@ -26,7 +27,6 @@ from swarm_hpc.identity.bundle import (
     fingerprint,
     is_authority,
     spiffe_id,
-    write,
 )
 from swarm_hpc.records import LABEL, NodeName
 

@@ -20,6 +20,7 @@ from swarm_hpc.errors import (
     CertificateExpired,
     CertificateMissing,
     CertificateUntrusted,
+    ConfigError,
     KeyMismatch,
     NotAuthorized,
 )
@@ -34,7 +35,7 @@ from swarm_hpc.identity.handshake import (
     Refused,
     loaded,
 )
-from swarm_hpc.records import NodeName
+from swarm_hpc.records import Kind, NodeName
 
 __all__ = ["Authorize", "Identity", "TrustBundle", "load", "peer_name"]
 
@@ -108,6 +109,17 @@ def load(config: IdentityConfig) -> Identity:
         raise CertificateUntrusted(f"certificate {config.cert}: {exc.reason or exc}; {_remedy(leaf)}") from exc
     name = _rehearse(pair, bundle, leaf, config)
     return Identity(name, bundle, leaf.not_valid_after_utc, pair)
+
+
+def load_as(config: IdentityConfig, kind: Kind, who: str) -> Identity:
+    """As `load`, for a node that has to be of that kind; errors call it `who`. ConfigError: it is of another one."""
+    identity = load(config)
+    if identity.name.kind is not kind:
+        raise ConfigError(
+            f"identity.cert: {config.cert} names {identity.name}, a node of kind {identity.name.kind}; {who} needs a "
+            f"certificate of kind {kind}: `swarm-hpc certs issue {identity.name.site}/{kind}/NAME`"
+        )
+    return identity
 
 
 def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> NodeName:

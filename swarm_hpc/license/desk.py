@@ -12,8 +12,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, DiskFull, LicenseError, ProtocolError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.license import file
 from swarm_hpc.license.state import Seat, Seats
 from swarm_hpc.license.terms import LicenseStatus, LicenseTerms, SeatRequest, day

@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, LicenseError, ProtocolError
-from swarm_hpc.identity.bundle import write
+from swarm_hpc.identity.keys import parse_private_key
 from swarm_hpc.license.terms import LicenseTerms
 from swarm_hpc.records import decode, encode
 from swarm_hpc.transport import document
@@ -62,15 +62,7 @@ def make_keys(folder: Path, *, passphrase: str = "") -> tuple[Path, Path]:
 
 def load_private_key(file: Path, passphrase: str) -> Ed25519PrivateKey:
     """ConfigError: no such file, no Ed25519 key in PEM, or another passphrase."""
-    pem = _read_key(file)
-    try:
-        key = load_pem_private_key(pem, passphrase.encode() or None)
-    except TypeError as exc:  # a passphrase is needed and there is none, or the other way round
-        raise ConfigError(f"--key: {file}: {exc}; the passphrase is what {PASSPHRASE_VARIABLE} holds") from exc
-    except ValueError as exc:
-        raise ConfigError(
-            f"--key: {file} is no private key in PEM, or {PASSPHRASE_VARIABLE} holds another passphrase than its own"
-        ) from exc
+    key = parse_private_key(_read_key(file), file, passphrase, PASSPHRASE_VARIABLE)
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"--key: {file} is no Ed25519 key; `swarm-hpc license keys` makes one")
     return key

@@ -6,13 +6,13 @@ import asyncio
 import fcntl
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 from swarm_hpc.config import LicenseServerConfig
+from swarm_hpc.daemon import told_to_stop
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
@@ -33,20 +33,12 @@ def run(config: LicenseServerConfig) -> None:
 
     Without a valid licence it runs all the same, and refuses: one that is installed later counts from then on.
     """
-    identity = certs.load(config.identity)
-    if identity.name.kind is not Kind.LICENSE:
-        raise ConfigError(
-            f"identity.cert: {config.identity.cert} names {identity.name}, a node of kind {identity.name.kind}; a "
-            f"licence server needs one of kind license: `swarm-hpc certs issue {identity.name.site}/license/NAME`"
-        )
+    identity = certs.load_as(config.identity, Kind.LICENSE, "a licence server")
     asyncio.run(_run(config, identity))
 
 
 async def _run(config: LicenseServerConfig, identity: Identity) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, stop.set)
+    stop = told_to_stop()
     async with start(config, identity):
         await stop.wait()
         log.info("stopping")

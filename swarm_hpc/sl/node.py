@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swarm_hpc.config import ProgramConfig, RanksKind, SlConfig
+from swarm_hpc.daemon import until_one_ends
 from swarm_hpc.errors import ConfigError, ProgramFailed, ProtocolError
 from swarm_hpc.identity.certs import Identity, load
 from swarm_hpc.license.client import hold_seat
@@ -113,14 +114,14 @@ async def _speak(config: SlConfig, job: Job | None, departure: Departure) -> Non
         stack.push_async_callback(member.leave)
         single = Single(sn, member, exchange)
         work = _Work(config, single if job is None else Speaking(job, single), listener, departure)
-        await _first(member.keep_alive(), work.serve_programs(), work.run())
+        await until_one_ends(member.keep_alive(), work.serve_programs(), work.run())
 
 
 async def _follow(config: SlConfig, job: Job, departure: Departure) -> None:
     """Be another rank of a job: no certificate, no connection but to rank 0."""
     with listen(Path(config.state_dir)) as listener:
         work = _Work(config, Following(job), listener, departure)
-        await _first(work.serve_programs(), work.run())
+        await until_one_ends(work.serve_programs(), work.run())
 
 
 def for_rank(config: SlConfig, rank: int, num_ranks: int) -> SlConfig:
@@ -258,19 +259,6 @@ class _Work:
 
     def _error(self) -> Exception | None:
         return self._session.error if self._session is not None else None
-
-
-async def _first(*work: Coroutine[Any, Any, None]) -> None:
-    """Run all of it until one ends; the rest is cancelled, and waited for."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def _check_name(config: SlConfig, identity: Identity) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Final
 
 from swarm_hpc.config import ImageConfig
 from swarm_hpc.errors import ConfigError, ContainerError, ImageNotFound
+from swarm_hpc.locks import lock
 from swarm_hpc.slurm import apptainer as program
 from swarm_hpc.slurm import debian
 from swarm_hpc.slurm.images import Image, Record, find_image, image_folder, read_record, record_image
@@ -40,7 +39,6 @@ REGISTRY_IMAGE: Final = "python:3.11-slim-bookworm"
 NAMES: Final = (BASE, *RECIPES)
 """The images that can be built, in this order."""
 _BUILDING: Final = ".build-"
-_LOCK_POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +118,8 @@ class Builder:
 
     def keep(self, beside: Path, name: str, *, key: str, base: str, work: Path) -> Built:
         """Put the SIF file `beside`, made in a turn, into its place under that name, and record it."""
-        source, image = find_source(), Image(name, self._path(name, sandbox=False), is_sandbox=False)
-        record = self._record(key=key, source=source, base=base)
-        _put(beside, image.path, work)
-        return Built(image, record_image(image, record), is_new=True)
+        image = Image(name, self._path(name, sandbox=False), is_sandbox=False)
+        return self._keep(beside, image, self._record(key=key, source=find_source(), base=base), work)
 
     def _base(self, *, sandbox: bool = False, force: bool = False) -> Built:
         origin = self._origin()
@@ -203,9 +199,11 @@ class Builder:
         self._tell(f"{plan.name}: running its own test")
         words = [*program.as_anybody(), "--cleanenv", "--no-home", str(beside)]
         program.run(self.apptainer, "test", *words, timeout_s=timeout_s)
-        _put(beside, path, work)
-        image = Image(plan.name, path, plan.sandbox)
         record = self._record(key=plan.key, source=plan.source, base=plan.arguments["BASE_DIGEST"])
+        return self._keep(beside, Image(plan.name, path, plan.sandbox), record, work)
+
+    def _keep(self, beside: Path, image: Image, record: Record, work: Path) -> Built:
+        _put(beside, image.path, work)
         return Built(image, record_image(image, record), is_new=True)
 
     def _record(self, *, key: str, source: Source, base: str) -> Record:
@@ -232,32 +230,22 @@ class Builder:
     def _alone(self) -> Iterator[None]:
         """One build at a time: what an earlier, killed one has left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            self._take(lock.fileno())
+        with (self.folder / ".lock").open("w") as file:
+            self._take(file.fileno())
             for left in self.folder.glob(f"{_BUILDING}*"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
 
     def _take(self, fd: int) -> None:
-        deadline = time.monotonic() + self._config.timeout_s
-        told = False
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    raise ContainerError(
-                        f"{self.folder}: another build has not ended for {self._config.timeout_s:g} s"
-                    ) from exc
-            except OSError as exc:
-                raise ContainerError(
-                    f"{self.folder} cannot be locked ({exc.strerror}): set image_dir to a local disk"
-                ) from exc
-            if not told:
-                self._tell(f"waiting for another build into {self.folder}")
-                told = True
-            time.sleep(_LOCK_POLL_S)
+        timeout_s = self._config.timeout_s
+        try:
+            lock(fd, timeout_s, waiting=lambda: self._tell(f"waiting for another build into {self.folder}"))
+        except TimeoutError as exc:
+            raise ContainerError(f"{self.folder}: another build has not ended for {timeout_s:g} s") from exc
+        except OSError as exc:
+            raise ContainerError(
+                f"{self.folder} cannot be locked ({exc.strerror}): set image_dir to a local disk"
+            ) from exc
 
 
 def _as_builder() -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.identity.keys import parse_private_key
 from swarm_hpc.slurm.apptainer import run_program
 from swarm_hpc.slurm.images import Image, digest_of, read_record, record_image
 
@@ -49,13 +50,8 @@ def _sign(file: Path, pem: bytes, apptainer: Path, timeout_s: float) -> None:
 
 def _plain_pem(file: Path, passphrase: str) -> bytes:
     try:
-        key = load_pem_private_key(file.read_bytes(), passphrase.encode() or None)
+        pem = file.read_bytes()
     except OSError as exc:
         raise ConfigError(f"--key: {file} cannot be read ({exc.strerror})") from exc
-    except TypeError as exc:  # a passphrase is needed and there is none, or the other way round
-        raise ConfigError(f"--key: {file}: {exc}; the passphrase is what {PASSPHRASE_VARIABLE} holds") from exc
-    except ValueError as exc:
-        raise ConfigError(
-            f"--key: {file} is no private key in PEM, or {PASSPHRASE_VARIABLE} holds another passphrase than its own"
-        ) from exc
+    key = parse_private_key(pem, file, passphrase, PASSPHRASE_VARIABLE)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import LedgerError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.sn.geth import Engine, EngineFault, GethRpc, Payload
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import LedgerError, NotReachable
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.processes import Process, stop
 from swarm_hpc.sn.geth import RpcRefused
 from swarm_hpc.sn.powers import address_of

@@ -18,8 +18,8 @@ from typing import Any, Final, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, LedgerError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.comet import ConsensusKeys
 from swarm_hpc.sn.contracts import TICKS_PER_S

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import LedgerError, SwarmError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.records import SiteRecord
 from swarm_hpc.sn.consensus import Consensus
 from swarm_hpc.transport.tunnel import Tunnels

@@ -20,8 +20,8 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from swarm_hpc.config import LedgerConfig, PowerRule
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, LedgerError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.sn.comet import public_json
 from swarm_hpc.sn.powers import UNIT, Rule, address_of
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from swarm_hpc.config import ConnectionConfig, LedgerKind, SnConfig
+from swarm_hpc.daemon import told_to_stop
 from swarm_hpc.errors import ConfigError, SwarmError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
@@ -42,21 +42,13 @@ def run(config: SnConfig) -> None:
 
     When it is ready, data_dir/endpoint.json names its address, site and pid; the file goes at the end.
     """
-    identity = certs.load(config.identity)
-    if identity.name.kind is not Kind.SN:
-        raise ConfigError(
-            f"identity.cert: {config.identity.cert} names {identity.name}, a node of kind {identity.name.kind}; an SN "
-            f"needs a certificate of kind sn: `swarm-hpc certs issue {identity.name.site}/sn/NAME`"
-        )
+    identity = certs.load_as(config.identity, Kind.SN, "an SN")
     asyncio.run(_run(config, identity))
 
 
 async def _run(config: SnConfig, identity: Identity) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop = told_to_stop()
     _raise_file_limit()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, stop.set)
     while not stop.is_set():
         turn = Turn()
         async with start(config, identity, turn) as address:

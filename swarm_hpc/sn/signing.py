@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import SwarmError
-from swarm_hpc.identity.bundle import write
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import SeenVotes
 from swarm_hpc.sn.client import peer_client

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TextIO
 
 from swarm_hpc.config import SwciConfig
+from swarm_hpc.daemon import told_to_stop
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
@@ -29,13 +29,7 @@ log = logging.getLogger(__name__)
 
 def load_identity(config: SwciConfig) -> Identity:
     """Who this SWCI is. ConfigError where the certificate is of another kind; IdentityErrors of certs.load."""
-    identity = certs.load(config.identity)
-    if identity.name.kind is not Kind.SWCI:
-        raise ConfigError(
-            f"identity.cert: {config.identity.cert} names {identity.name}, a node of kind {identity.name.kind}; SWCI "
-            f"needs a certificate of kind swci: `swarm-hpc certs issue {identity.name.site}/swci/NAME`"
-        )
-    return identity
+    return certs.load_as(config.identity, Kind.SWCI, "SWCI")
 
 
 def open_session(config: SwciConfig, identity: Identity, *, closed: bool = False) -> Session:
@@ -72,9 +66,7 @@ def run_web(config: SwciConfig, identity: Identity) -> None:
 
 
 async def _run_web(config: SwciConfig, identity: Identity) -> None:
-    stop = asyncio.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    stop = told_to_stop()
     async with start_web(config, identity):
         await stop.wait()
         log.info("stopping")

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from swarm_hpc import processes
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ProgramFailed, TimedOut
 from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import SlotState
@@ -36,7 +36,6 @@ GRACE_S: Final = 40.0
 _MARGIN_S: Final = 5.0
 _NOBODY: Final = "0 0"
 """A claim that keeps every attendant away."""
-_TAIL_BYTES: Final = 65536
 _END_LINES: Final = 50
 _OURS: Final = "swarm-hpc: "
 _PROGRAM_ENDED: Final = re.compile(rf"{_OURS}the ML program \S+ ended with ([\w ]+); ")
@@ -93,23 +92,9 @@ def cancel(folder: Path) -> None:
             os.kill(pid, signal.SIGKILL)  # the kernel takes the command along
 
 
-def tail(file: Path, num_lines: int) -> list[str]:
-    """The last lines of a file that say anything; none where there is no file."""
-    if num_lines < 1:
-        return []
-    try:
-        with file.open("rb") as opened:
-            opened.seek(0, os.SEEK_END)
-            opened.seek(max(0, opened.tell() - _TAIL_BYTES))
-            lines = opened.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return list(deque((line.strip() for line in lines if line.strip()), maxlen=num_lines))
-
-
 def failure(log: Path) -> Failure:
     """What a `swarm-hpc sl` said at its end."""
-    said = next((line for line in reversed(tail(log, _END_LINES)) if line.startswith(_OURS)), "")
+    said = next((line for line in reversed(processes.last_lines(log, _END_LINES)) if line.startswith(_OURS)), "")
     if ended := _PROGRAM_ENDED.match(said):
         return Failure(f"its program ended with {ended[1]}")
     return Failure(said.removeprefix(_OURS), is_programs=not said)
@@ -181,7 +166,4 @@ def _read_end(folder: Path) -> int | None:
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.touch(mode=0o600)
-    beside.write_text(json.dumps(value), encoding="utf-8")
-    beside.rename(file)
+    write(file, json.dumps(value).encode(), mode=0o600)

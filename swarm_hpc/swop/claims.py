@@ -3,10 +3,8 @@ the site's is ever replaced."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, TimedOut
+from swarm_hpc.locks import lock
 
 _MAKING: Final = ".making-"
-_LOCK_POLL_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,7 @@ class Claim:
         return found
 
     def _write(self, outcome: str, key: str) -> None:
-        beside = self._file.with_name(f"{self._file.name}.new")
-        beside.write_text(json.dumps({"outcome": outcome, "key": key}) + "\n", encoding="utf-8")
-        beside.replace(self._file)
+        write(self._file, json.dumps({"outcome": outcome, "key": key}).encode() + b"\n")
 
 
 @contextmanager
@@ -74,18 +71,13 @@ def turn(folder: Path, wait_s: float) -> Iterator[Path]:
     """A working folder inside of `folder`, while no other task works there; what killed ones have left is removed.
     TimedOut."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    raise TimedOut(f"{folder}: another task has been at work there for {wait_s:g} s") from exc
-            except OSError as exc:
-                raise ConfigError(f"{folder} cannot be locked ({exc.strerror}): take another file system") from exc
-            time.sleep(_LOCK_POLL_S)
+    with (folder / ".lock").open("w") as file:
+        try:
+            lock(file.fileno(), wait_s)
+        except TimeoutError as exc:
+            raise TimedOut(f"{folder}: another task has been at work there for {wait_s:g} s") from exc
+        except OSError as exc:
+            raise ConfigError(f"{folder} cannot be locked ({exc.strerror}): take another file system") from exc
         for left in folder.glob(f"{_MAKING}*"):
             shutil.rmtree(left, ignore_errors=True)
         with TemporaryDirectory(dir=folder, prefix=_MAKING, ignore_cleanup_errors=True) as work:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, DuplicateNode, ProtocolError
 from swarm_hpc.records import decode, encode
 from swarm_hpc.swop.part import Part
@@ -38,20 +39,11 @@ class Journal:
 
     def write(self, part: Part) -> None:
         """Replace what was there."""
-        beside = self._file.with_suffix(".new")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(encode(part), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(self._file)
-        self._sync_folder()
+        write(self._file, json.dumps(encode(part)).encode())
 
     def clear(self) -> None:
         """Nothing is begun any more."""
         self._file.unlink(missing_ok=True)
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
         number = os.open(self._file.parent, os.O_RDONLY)
         try:
             os.fsync(number)

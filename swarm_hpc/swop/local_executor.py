@@ -9,6 +9,7 @@ from typing import Final
 
 from swarm_hpc import settings_file
 from swarm_hpc.config import ContainerKind, SlConfig, SwopConfig
+from swarm_hpc.processes import last_lines
 from swarm_hpc.records import Kind
 from swarm_hpc.slurm.endpoint import find_sn
 from swarm_hpc.swop import attended
@@ -57,7 +58,7 @@ class LocalExecutor(Executor):
 
     def tail(self, folder: Path, handle: str, num_lines: int) -> list[str]:
         """The program's last lines; else those of what has started it."""
-        return attended.tail(folder / ML_LOG, num_lines) or attended.tail(folder / attended.LOG, num_lines)
+        return last_lines(folder / ML_LOG, num_lines) or last_lines(folder / attended.LOG, num_lines)
 
     def failure(self, folder: Path, handle: str) -> Failure:
         """Why it has failed."""

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from swarm_hpc.config import SwopConfig
+from swarm_hpc.daemon import until_one_ends
 from swarm_hpc.errors import ConfigError, LedgerHalted, TransportError
 from swarm_hpc.identity.certs import Identity, load
 from swarm_hpc.records import Kind, NodeName
@@ -62,7 +63,7 @@ async def follow(config: SwopConfig, taskrunner: str, workshop: Workshop, addres
         follower = Follower(sn, member, taskrunner, workshop, state_dir, config.follow)
         await _register(member)
         stack.push_async_callback(member.leave)
-        await _first(member.keep_alive(), follower.run())
+        await until_one_ends(member.keep_alive(), follower.run())
 
 
 async def _register(member: Member) -> None:
@@ -73,19 +74,6 @@ async def _register(member: Member) -> None:
         except (TransportError, LedgerHalted) as exc:
             log.warning("not registered yet: %s", exc)
             await asyncio.sleep(_PAUSE_S)
-
-
-async def _first(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all of it until one fails; the rest is cancelled, and waited for."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 @contextmanager

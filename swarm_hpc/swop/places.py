@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from swarm_hpc.durable import write
 from swarm_hpc.errors import ConfigError, ProtocolError
 from swarm_hpc.records import TaskType, decode, encode
 
@@ -65,11 +66,7 @@ class Job:
 
 def write_job(file: Path, job: Job) -> None:
     """The job as a file that read_job() takes; nobody else may read it: proxies may have passwords."""
-    beside = file.with_name(f".{file.name}")
-    beside.unlink(missing_ok=True)
-    beside.touch(mode=0o600)
-    beside.write_text(json.dumps(encode(job)), encoding="utf-8")
-    beside.replace(file)
+    write(file, json.dumps(encode(job)).encode(), mode=0o600)
 
 
 def read_job(file: Path) -> Job:

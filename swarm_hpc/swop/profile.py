@@ -133,7 +133,7 @@ class _Reader:
             self._note("dns", "is not used: names are resolved as on the cluster's nodes")
         return Profile(
             groupname=fields["groupname"].text(most=240),
-            taskrunner=_label(fields["taskrunner"]),
+            taskrunner=fields["taskrunner"].label(),
             network=fields["network"].text(most=240),
             policy=self._policy(fields["policyuri"]),
             sn=_locator(fields["apisrv"], ("host", "port", "service")),
@@ -276,13 +276,6 @@ def _locator(value: Value, keys: tuple[str, ...]) -> Locator:
 
 def _port(value: Value | None) -> int | None:
     return None if value is None or value.is_null else value.integer(*_PORT)
-
-
-def _label(value: Value) -> str:
-    text = value.text()
-    if not LABEL.fullmatch(text):
-        raise value.wrong(f"{text!r}: use letters, digits, '.', '_', '-', at most 63 characters")
-    return text
 
 
 def _labels(value: Value | None) -> dict[str, str]:

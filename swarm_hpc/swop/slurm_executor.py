@@ -13,6 +13,7 @@ from typing import Final
 from swarm_hpc import settings_file
 from swarm_hpc.config import ExperimentConfig, SiteConfig, SubmitConfig, SwopConfig
 from swarm_hpc.errors import SlurmError, TimedOut
+from swarm_hpc.processes import last_lines
 from swarm_hpc.records import Platform
 from swarm_hpc.slurm.command import run
 from swarm_hpc.slurm.executor import submit
@@ -123,7 +124,7 @@ class SlurmExecutor(Executor):
         """The program's last lines; else those of what has started it."""
         id = _read(folder / _STARTED) or handle
         logs = sorted((folder / f"job-{id}").glob("task-*/ml.log*"))
-        found = [attended.tail(file, num_lines) for file in [*logs, folder / f"slurm-{id}.log"]]
+        found = [last_lines(file, num_lines) for file in [*logs, folder / f"slurm-{id}.log"]]
         return next((lines for lines in found if lines), [])
 
     def failure(self, folder: Path, handle: str) -> Failure:

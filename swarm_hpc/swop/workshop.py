@@ -13,6 +13,7 @@ from typing import Final
 
 from swarm_hpc.config import ContainerKind, ExecutorKind, SwopConfig
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.processes import last_lines
 from swarm_hpc.records import NodeName, Task, TaskType
 from swarm_hpc.swop import attended, run_swarm
 from swarm_hpc.swop.doing import Doing, Workshop
@@ -165,11 +166,11 @@ class _Work(Doing):
     def poll(self, slot: Slot, folder: Path) -> Standing:
         standing = attended.poll(folder)
         if standing.state is SlotState.DONE:  # the last line says what was made
-            return Standing(SlotState.DONE, "".join(attended.tail(folder / attended.LOG, 1)))
+            return Standing(SlotState.DONE, "".join(last_lines(folder / attended.LOG, 1)))
         return standing
 
     def tail(self, slot: Slot, folder: Path, num_lines: int) -> list[str]:
-        return attended.tail(folder / attended.LOG, num_lines)
+        return last_lines(folder / attended.LOG, num_lines)
 
     def failure(self, slot: Slot, folder: Path) -> Failure:
         return Failure()

@@ -127,10 +127,10 @@ def _task(document: yaml.Document) -> TaskFile:
     fields = document.root.fields(("Name", "TaskType", "Author", "Prereq", "Outcome", "Body"))
     kind = TaskType(fields["TaskType"].choice(*_BODIES))
     return TaskFile(
-        name=_label(fields["Name"]),
+        name=fields["Name"].label(),
         type=kind,
         author=_short(fields["Author"]),
-        prereq=_label(fields["Prereq"]),
+        prereq=fields["Prereq"].label(),
         outcome=_short(fields["Outcome"]),
         body=read_body(kind, fields["Body"]),
         warnings=document.warnings,
@@ -233,13 +233,6 @@ def _pull_image(value: Value) -> PullImage:
 
 def _short(value: Value) -> str:
     return value.text(most=MAX_TEXT)
-
-
-def _label(value: Value) -> str:
-    text = value.text()
-    if not LABEL.fullmatch(text):
-        raise value.wrong(f"{text!r}: use letters, digits, '.', '_', '-', at most 63 characters")
-    return text
 
 
 def _volume(value: Value) -> str:

@@ -16,6 +16,7 @@ from typing import Final
 import yaml
 
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.records import LABEL
 
 MAX_BYTES: Final = 128 * 1024
 """The largest file that is read."""
@@ -63,6 +64,13 @@ class Value:
     def text_or_none(self, *, least: int = 1, most: int = MAX_TEXT) -> str | None:
         """As text(); None for null and for an empty text."""
         return None if self.content is None or self.content == "" else self.text(least=least, most=most)
+
+    def label(self) -> str:
+        """A name that can stand on the ledger, in a URL and in a file name."""
+        text = self.text()
+        if not LABEL.fullmatch(text):
+            raise self.wrong(f"{text!r}: use letters, digits, '.', '_', '-', at most 63 characters")
+        return text
 
     def integer(self, least: int, most: int) -> int:
         """A whole number in that range; one in quotes counts."""
@@ -215,11 +223,6 @@ def _meant(word: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower()[:80], by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""
-
-
-def quoted(text: str) -> str:
-    """A double-quoted YAML scalar on one line."""
-    return f'"{"".join(escaped(char) for char in text)}"'
 
 
 _ESCAPES: Final[Mapping[str, str]] = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

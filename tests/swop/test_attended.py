@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm_hpc.processes import last_lines
 from swarm_hpc.swop import attended
 from swarm_hpc.swop.executor import Failure, Standing
 from swarm_hpc.swop.part import SlotState
@@ -103,7 +104,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_program_that_is_not_there_fails_with_its_name(slot: Slot) -> None:
     attended.start(slot.folder, ["/no/such/program"], env={}, cwd=slot.folder)
     assert slot.end().why == "exit code 127"
-    assert "/no/such/program" in attended.tail(slot.folder / attended.LOG, 1)[0]
+    assert "/no/such/program" in last_lines(slot.folder / attended.LOG, 1)[0]
 
 
 @pytest.mark.parametrize(

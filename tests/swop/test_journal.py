@@ -29,7 +29,7 @@ def test_what_was_written_comes_back_until_it_is_cleared(tmp_path: Path) -> None
     assert Journal(tmp_path).read() is None
 
 
-@pytest.mark.parametrize("call", ["json.dump", "os.fsync", "pathlib.Path.rename"])
+@pytest.mark.parametrize("call", ["json.dumps", "os.open", "os.fsync", "pathlib.Path.replace"])
 def test_a_crash_in_the_middle_of_a_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
