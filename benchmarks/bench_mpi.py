@@ -24,7 +24,7 @@ from rich.table import Table
 
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.plan import Layout, TensorSpec, place
-from swarm_hpc.records import MergeMethod
+from swarm_hpc.records import Merge, MergeMethod
 
 ALLREDUCE = "MPI_Allreduce"
 SHARDS, ONE_RANK = "shards", "gathered on one rank"
@@ -98,14 +98,14 @@ def rank_main(options: argparse.Namespace) -> None:
         return float(comm.allreduce(time.perf_counter() - start, MPI.MAX))
 
     def merge() -> None:
-        merger.merge(MergeMethod(method), weights, blob)
+        merger.merge(Merge(method=MergeMethod(method)), weights, blob)
 
     if method == "mean":
         pairs = {SHARDS: merge, ALLREDUCE: lambda: comm.Allreduce(MPI.IN_PLACE, values)}
     elif how == SHARDS:
         pairs = {SHARDS: merge}
     else:
-        pairs = {ONE_RANK: on_one_rank(comm, layout, MergeMethod(method), weights, blob)}
+        pairs = {ONE_RANK: on_one_rank(comm, layout, Merge(method=MergeMethod(method)), weights, blob)}
     peaks = {}
     for name, work in pairs.items():
         timed(work)
@@ -134,9 +134,7 @@ def rank_main(options: argparse.Namespace) -> None:
     ranks.close()
 
 
-def on_one_rank(
-    comm, layout: Layout, method: MergeMethod, weights: list[float], blob: memoryview
-) -> Callable[[], None]:
+def on_one_rank(comm, layout: Layout, rule: Merge, weights: list[float], blob: memoryview) -> Callable[[], None]:
     """What shards are compared with: rank 0 collects all models, merges, and gives all the result."""
     from swarm_hpc.kernels.mpi import MPI
 
@@ -148,7 +146,7 @@ def on_one_rank(
         if root:
             for request in [comm.Irecv([model, MPI.BYTE], rank) for rank, model in enumerate(models, 1)]:
                 wait(request)
-            cpu.merge(layout, method, [blob, *models], weights, out)
+            cpu.merge(layout, rule, [blob, *models], weights, out)
             blob[:] = out
         else:
             wait(comm.Isend([blob, MPI.BYTE], 0))

@@ -18,7 +18,7 @@ from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from swarm_hpc.config import LedgerConfig, PowerRule
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, RoundState
 from swarm_hpc.sn.contracts import artifact
 from swarm_hpc.sn.ledger import Ledger
 
@@ -27,7 +27,7 @@ NUM_NODES = 4
 CONTRACT = ContractSpec(
     name="bench",
     platform=Platform.PYTORCH,
-    merge_method=MergeMethod.MEAN,
+    merge=Merge(),
     min_peers=NUM_NODES,
     quorum_wait_s=30,
     leader_timeout_s=60,

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stamp=.venv/installed-$(cat pyproject.toml constraints.txt "$0" | cksum | cut -d' ' -f1)
+stamp=.venv/installed-$(cat pyproject.toml constraints.txt setup.py swarm_hpc/kernels/native.c "$0" | cksum | cut -d' ' -f1)
 [ -e "$stamp" ] && exit 0
 
 uv_version=0.13.9

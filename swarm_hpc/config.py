@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.records import IMAGE_DIGEST, LABEL, MergeMethod, NodeName, Platform
+from swarm_hpc.records import IMAGE_DIGEST, LABEL, Merge, MergeMethod, NodeName, Platform
 
 T = TypeVar("T")
 # Numbers become text where text is wanted: experiment.env.EPOCHS=5 is a number to hydra.
@@ -152,9 +152,26 @@ class TransferConfig:
 @with_config(_STRICT)
 @dataclass(kw_only=True, slots=True)
 class MergeConfig:
-    """How parameters are merged."""
+    """How parameters are merged: `records.Merge`, whose fields these are."""
 
     method: MergeMethod = MergeMethod.MEAN
+    trim: float = 0.1
+    """trimmedmean: the share of the whole weight that is dropped at each end of every parameter, below 0.5."""
+    num_byzantine: int = 1
+    """krum, multikrum: how many nodes may send anything whatever; needs three nodes more than that."""
+    num_selected: int = 0
+    """multikrum: how many nodes are averaged; 0: all but num_byzantine."""
+    clip_radius: float = 1.0
+    """centredclip: how far one node can pull, in multiples of the nodes' spread."""
+    clip_iterations: int = 5
+    """centredclip: how often the centre is moved."""
+
+    def __post_init__(self) -> None:
+        self.agreed()
+
+    def agreed(self) -> Merge:
+        """What a training contract says of it; ConfigError names the setting that is out of range."""
+        return Merge(**{one.name: getattr(self, one.name) for one in fields(self)}).agreed()
 
 
 @with_config(_STRICT)
@@ -506,6 +523,7 @@ class LocalConfig:
             raise ConfigError(
                 f"round.min_peers: {self.round.min_peers} is more than the {self.sites} sites: no round would end"
             )
+        enough_peers(self.merge, self.round)
 
 
 @with_config(_STRICT)
@@ -741,6 +759,15 @@ def at_least(settings: object, least: int, *keys: str) -> None:
     for key in keys:
         if getattr(settings, key) < least:
             raise ConfigError(f"{key}: {getattr(settings, key)} must be at least {least}")
+
+
+def enough_peers(merge: MergeConfig, rules: RoundConfig) -> None:
+    """Refuse rounds that may close with fewer nodes than the merge takes."""
+    agreed = merge.agreed()
+    if rules.min_peers < agreed.least_peers:
+        raise ConfigError(
+            f"round.min_peers: {rules.min_peers} nodes are too few to merge by {agreed}: it takes {agreed.least_peers}"
+        )
 
 
 def port_number(settings: object, key: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -10,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from swarm_hpc.errors import ProtocolError
+from swarm_hpc.errors import ConfigError, ProtocolError
 
 T = TypeVar("T")
 
@@ -46,6 +48,10 @@ class MergeMethod(StrEnum):
     MEAN = "mean"
     COORDMEDIAN = "coordmedian"
     GEOMEDIAN = "geomedian"
+    TRIMMEDMEAN = "trimmedmean"
+    KRUM = "krum"
+    MULTIKRUM = "multikrum"
+    CENTREDCLIP = "centredclip"
 
 
 class FinishMode(StrEnum):
@@ -150,13 +156,87 @@ class NodeRecord:
     since: int
 
 
+MERGE_PARAMETERS: Final[Mapping[MergeMethod, tuple[str, ...]]] = {
+    MergeMethod.MEAN: (),
+    MergeMethod.COORDMEDIAN: (),
+    MergeMethod.GEOMEDIAN: (),
+    MergeMethod.TRIMMEDMEAN: ("trim",),
+    MergeMethod.KRUM: ("num_byzantine",),
+    MergeMethod.MULTIKRUM: ("num_byzantine", "num_selected"),
+    MergeMethod.CENTREDCLIP: ("clip_radius", "clip_iterations"),
+}
+"""The fields of `Merge` that a method takes."""
+MAX_PEERS: Final = 256
+"""Participants of a training contract (Training.vy)."""
+MAX_CLIP_ITERATIONS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """How the peers' parameters become one: a method with its parameters.
+
+    ConfigError, naming the field, where a value is out of its range.
+    """
+
+    method: MergeMethod = MergeMethod.MEAN
+    trim: float = 0.1
+    """trimmedmean: the share of the whole weight that is dropped at each end, from 0 to below 0.5."""
+    num_byzantine: int = 1
+    """krum, multikrum: how many peers may send anything whatever."""
+    num_selected: int = 0
+    """multikrum: how many peers are averaged; 0: all but num_byzantine."""
+    clip_radius: float = 1.0
+    """centredclip: how far one peer can pull, in multiples of the peers' spread."""
+    clip_iterations: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("trim", "clip_radius"):
+            # one way to write each number: 1 as 1.0, -0.0 as 0.0
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(f"trim: {self.trim} must be at least 0 and below 0.5: that much is dropped at each end")
+        if not (self.clip_radius > 0 and math.isfinite(self.clip_radius)):
+            raise ConfigError(f"clip_radius: {self.clip_radius} must be greater than 0, and finite")
+        bounds = {"num_byzantine": (0, MAX_PEERS), "num_selected": (0, MAX_PEERS)}
+        for name, (least, most) in (bounds | {"clip_iterations": (1, MAX_CLIP_ITERATIONS)}).items():
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}: {getattr(self, name)} is outside {least}-{most}")
+
+    def __str__(self) -> str:
+        """As the ledger has it: the method, and the parameters that it takes."""
+        words = [f"{name}={getattr(self, name)}" for name in MERGE_PARAMETERS[self.method]]
+        return " ".join([self.method, *words])
+
+    @classmethod
+    def parse(cls, text: str) -> Merge:
+        """The merge that is written so, all other fields at their defaults; ProtocolError where str() writes it not."""
+        method, *words = text.split(" ")
+        pairs = [word.partition("=") for word in words]
+        merge = decode(cls, {name: value for name, _, value in pairs} | {"method": method})
+        if str(merge) != text:
+            raise ProtocolError(f"merge: {text!r} is not how a merge is written; this one is {str(merge)!r}")
+        return merge
+
+    @property
+    def least_peers(self) -> int:
+        """How many peers a round must have to be merged."""
+        if self.method not in (MergeMethod.KRUM, MergeMethod.MULTIKRUM):
+            return 1
+        num_selected = self.num_selected if self.method is MergeMethod.MULTIKRUM else 1
+        return max(self.num_byzantine + 3, num_selected)
+
+    def agreed(self) -> Merge:
+        """The same without what its method does not take: two are equal where they merge the same way."""
+        return Merge.parse(str(self))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContractSpec:
     """What a training contract is created with; the same for every participant."""
 
     name: str
     platform: Platform
-    merge_method: MergeMethod
+    merge: Merge
     min_peers: int
     quorum_wait_s: int
     leader_timeout_s: int

@@ -80,6 +80,8 @@ def cannot_run(reason: str) -> NoReturn:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `geth` or the like runs only where its mark's needs are met, whatever fixtures it asks for."""
+    if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+        pytest.skip("this host has no NVIDIA GPU; CI has none either")
     for mark, look in NEEDS.items():
         if item.get_closest_marker(mark) and isinstance(reason := look(), str):
             cannot_run(reason)

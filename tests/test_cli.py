@@ -42,7 +42,7 @@ def test_every_command_has_help_with_an_example_and_its_settings(capsys):
         if command.settings:
             assert str(settings.CONF / f"{command.settings}.yaml") in out
     assert "quorum_wait_s: 30" in run(capsys, "sl", "--help")[1]
-    assert "merge=coordmedian|geomedian|mean" in run(capsys, "sl", "--help")[1]
+    assert "merge=centredclip|coordmedian|geomedian|krum|mean|multikrum|trimmedmean" in run(capsys, "sl", "--help")[1]
 
 
 def test_the_overview_names_every_command(capsys):
@@ -70,6 +70,19 @@ def test_groups_and_single_settings_can_be_overridden(own_groups):
     assert config.transfer.mode is TransferMode.DIRECT
     assert (config.transfer.port, config.sites, config.seed, config.round.quorum_wait_s) == (0, 3, 7, 5)
     assert config.experiment.env == {"EPOCHS": "9"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["merge=trimmedmean", "merge.trim=0.25"], "trimmedmean trim=0.25"),
+        (["merge=krum"], "krum num_byzantine=1"),
+        (["merge=multikrum", "merge.num_selected=2"], "multikrum num_byzantine=1 num_selected=2"),
+        (["merge=centredclip", "merge.clip_radius=2"], "centredclip clip_radius=2.0 clip_iterations=5"),
+    ],
+)
+def test_each_merge_method_has_its_own_settings(words, text):
+    assert str(settings.load(LocalConfig, "local", words).merge.agreed()) == text
 
 
 def test_a_local_swarm_waits_for_all_sites_and_keeps_every_blob(own_groups):
@@ -133,8 +146,14 @@ def test_what_a_job_of_ranks_needs_is_asked_for(capsys, words, expected):
         (["sites=two"], "sites: "),
         (["sites=4", "round.min_peers=9"], "round.min_peers: 9 is more than the 4 sites"),
         (["round.min_peers=0"], "round.min_peers: 0 must be at least 1"),
-        (["merge=foo"], "merge is one of coordmedian, geomedian, mean"),
+        (["merge=foo"], "merge is one of centredclip, coordmedian, geomedian, krum, mean, "),
         (["container.image=x"], "container.image: goes with container=apptainer; give that, too"),
+        (["merge=trimmedmean", "merge.trim=0.5"], "merge.trim: 0.5 must be at least 0 and below 0.5"),
+        (["merge=mean", "merge.trim=0.2"], "merge.trim"),
+        (
+            ["merge=krum", "sites=3"],
+            "round.min_peers: 3 nodes are too few to merge by krum num_byzantine=1: it takes 4",
+        ),
         (["experiment=nope"], "experiment is one of digits, thyroid"),
         (["run_dir=/proc/nope"], "run_dir: /proc/nope"),
         (["transfer.mdoe=direct"], "did you mean transfer.mode?"),

@@ -9,7 +9,7 @@ import numpy as np
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, place
-from swarm_hpc.records import MergeMethod
+from swarm_hpc.records import Merge, MergeMethod
 
 
 def check_merges() -> None:
@@ -26,7 +26,13 @@ def check_merges() -> None:
         expected |= _from_reference(values, weights)
     for method in MergeMethod:
         with Arena.create(layout) as merged:
-            cpu.merge(layout, method, [arena.buffer for arena in arenas], weights, merged.buffer)
+            cpu.merge(
+                layout,
+                Merge(method=method, num_byzantine=0),
+                [arena.buffer for arena in arenas],
+                weights,
+                merged.buffer,
+            )
             found, steps = merged.array("weight").copy(), int(merged.array("steps"))
         assert np.isfinite(found).all(), method
         assert steps == len(values) - 1, (method, steps)
@@ -34,7 +40,8 @@ def check_merges() -> None:
             np.testing.assert_allclose(found, expected[method], rtol=1e-5, atol=1e-6, err_msg=method)
     for arena in arenas:
         arena.close()
-    print(f"merged {len(values)} models by {', '.join(MergeMethod)}")
+    backend = cpu.backends()[-1].name
+    print(f"merged {len(values)} models in {backend} by {', '.join(MergeMethod)}")
 
 
 def _from_reference(values: np.ndarray, weights: list[float]) -> dict[MergeMethod, np.ndarray]:

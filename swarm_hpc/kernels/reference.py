@@ -17,11 +17,11 @@ from torch import Tensor
 from swarm_hpc.errors import MergeError
 
 QUANTA = 1 << 30
-"""coord_median: the sum of all weights, in the units to which they are rounded."""
+"""coord_median, trimmed_mean: the sum of all weights, in the units to which they are rounded."""
 LIMIT = 2.0**480
-"""geometric_median: values beyond it count as not finite, so that sums of squares are."""
+"""Methods with distances: values beyond it count as not finite, so that sums of squares are."""
 NO_SPREAD = 2.0**-400
-"""geometric_median: peers no farther apart than this are at one point."""
+"""Methods with distances: peers no farther apart than this are at one point."""
 
 
 def mean(stack_KP: Tensor, weight_K: Tensor) -> Tensor:
@@ -55,6 +55,31 @@ def coord_median(stack_KP: Tensor, weight_K: Tensor) -> Tensor:
     return values_KP.gather(0, lower_P[None])[0] / 2 + values_KP.gather(0, upper_P[None])[0] / 2
 
 
+def trimmed_mean(stack_KP: Tensor, weight_K: Tensor, *, trim: float) -> Tensor:
+    """Weighted mean of each coordinate without its extremes: [K, P], [K] -> [P] in float64.
+
+    Sort a coordinate's values, and lay their weights end to end from 0 to W. Each value counts with what lies between
+    trim W and (1 - trim) W of its own stretch. With equal weights and a whole trim K that is the mean of all but the
+    trim K largest and the trim K smallest values (Yin et al., Byzantine-Robust Distributed Learning, 2018).
+
+    Breakdown point: trim. Peers with at most that part of the weight cannot take a coordinate out of the range of the
+    others' values; with NaN, which counts as +infinity, or an infinity neither. To hold exactly, weights are rounded to
+    whole multiples of W/2^30, and unequal ones have K of these more dropped at each end.
+    """
+    stack_KP, weight_K = _checked(stack_KP, weight_K)
+    quanta_K = (weight_K * QUANTA).round().long()
+    total = int(quanta_K.sum())
+    slack = len(quanta_K) if trim > 0 and len(set(quanta_K.tolist())) > 1 else 0
+    # at least one unit is left: trim near 0.5 gives the median
+    low = min(round(trim * total) + slack, (total - 1) // 2)
+    values_KP, order_KP = stack_KP.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).sort(dim=0, stable=True)
+    after_KP = quanta_K[order_KP].cumsum(0)
+    before_KP = after_KP - quanta_K[order_KP]
+    counted_KP = (after_KP.clamp(max=total - low) - before_KP.clamp(min=low)).clamp(min=0)
+    # not a product where nothing counts: 0 times infinity is NaN
+    return torch.where(counted_KP > 0, values_KP * (counted_KP.double() / (total - 2 * low)), 0.0).sum(0)
+
+
 def geometric_median(
     stack_KP: Tensor,
     weight_K: Tensor,
@@ -76,14 +101,10 @@ def geometric_median(
     gets weight 0; MergeError where that leaves none.
     """
     stack_KP, weight_K = _checked(stack_KP, weight_K)
-    usable_K = (stack_KP.abs() <= LIMIT).all(1)
-    if not usable_K.any():
-        raise MergeError("no peer's parameters are finite")
-    stack_KP, weight_K = stack_KP[usable_K], weight_K[usable_K]
-    spread_K = torch.stack([_median_distance(stack_KP, point_P, weight_K) for point_P in stack_KP])
-    spread = spread_K.min()
+    stack_KP, weight_K = _finite(stack_KP, weight_K)
+    centre, spread = _medoid(stack_KP, weight_K)
     if spread <= NO_SPREAD:
-        return stack_KP[spread_K.argmin()]
+        return stack_KP[centre]
     middle_P = mean(stack_KP, weight_K)
     for _ in range(max_iterations):
         squares_K = (stack_KP - middle_P).square().sum(1)
@@ -94,8 +115,81 @@ def geometric_median(
     return middle_P
 
 
-def _median_distance(stack_KP: Tensor, point_P: Tensor, weight_K: Tensor) -> Tensor:
-    return coord_median((stack_KP - point_P).norm(dim=1)[:, None], weight_K)[0]
+def krum(stack_KP: Tensor, weight_K: Tensor, *, num_byzantine: int) -> Tensor:
+    """The peer whose model is nearest to its nearest others: `multi_krum` of one."""
+    return multi_krum(stack_KP, weight_K, num_byzantine=num_byzantine, num_selected=1)
+
+
+def multi_krum(stack_KP: Tensor, weight_K: Tensor, *, num_byzantine: int, num_selected: int = 0) -> Tensor:
+    """Weighted mean of the peers whose models are nearest to their nearest others: [K, P], [K] -> [P] in float64.
+
+    score_i = the sum of the K - f - 2 least |x_i - x_k|^2, k != i, where f = num_byzantine. The num_selected peers with
+    the least scores are averaged (0: K - f of them); of equal scores the first ones. Weights do not count in scores,
+    only in the mean: a peer that says it stands for many still is one peer. Blanchard et al., Machine Learning with
+    Adversaries: Byzantine Tolerant Gradient Descent, 2017. Breakdown point: f peers, where 2f + 2 < K.
+
+    K counts the peers of positive weight. One with a value that is not finite, or beyond 2^480, is infinitely far from
+    all and never selected. MergeError: K < f + 3, num_selected > K, or nobody has a finite score.
+    """
+    stack_KP, weight_K = _checked(stack_KP, weight_K)
+    size = len(stack_KP)
+    if size < num_byzantine + 3 or size < num_selected:
+        raise MergeError(f"{size} peers are too few: num_byzantine={num_byzantine}, num_selected={num_selected}")
+    usable_K = (stack_KP.abs() <= LIMIT).all(1)
+    scores = []
+    for peer in range(size):
+        square_K = (stack_KP - stack_KP[peer]).square().sum(1)
+        square_K[~(usable_K & usable_K[peer])] = math.inf
+        others = [square for other, square in enumerate(square_K.tolist()) if other != peer]
+        scores.append(sum(sorted(others)[: size - num_byzantine - 2]))
+    best = sorted(range(size), key=lambda peer: scores[peer])[: num_selected or size - num_byzantine]
+    selected = [peer for peer in best if math.isfinite(scores[peer])]
+    if not selected:
+        raise MergeError("too few peers' parameters are finite")
+    return mean(stack_KP[selected], weight_K[selected])
+
+
+def centred_clipping(stack_KP: Tensor, weight_K: Tensor, *, radius: float = 1.0, iterations: int = 5) -> Tensor:
+    """Weighted mean in which no peer pulls farther than a radius: [K, P], [K] -> [P] in float64.
+
+    So many times, from the model in the middle (the peer i with the least s below), with w of sum 1 and tau = radius s:
+        v <- v + sum_k w_k (x_k - v) min(1, tau / |x_k - v|).
+    Karimireddy, He, Jaggi: Learning from History for Byzantine Robust Optimization, 2021; there v starts at the last
+    result, and tau is a constant. s as in `geometric_median`; where it is 0 the result is the point that more than half
+    of the weight is in.
+
+    Breakdown point: half of the weight. While others have more, the start is at most D away from one of them, D being
+    the greatest distance of two of them, s is at most D, and the result at most iterations * radius * D from the start.
+
+    Peers that are not finite as in `geometric_median`.
+    """
+    stack_KP, weight_K = _finite(*_checked(stack_KP, weight_K))
+    weight_K = weight_K / weight_K.sum()
+    centre, spread = _medoid(stack_KP, weight_K)
+    middle_P = stack_KP[centre]
+    if spread <= NO_SPREAD:
+        return middle_P
+    for _ in range(iterations):
+        away_KP = stack_KP - middle_P
+        # 1 where a peer is at the centre: radius / 0 is infinite
+        clip_K = (radius * spread / away_KP.norm(dim=1)).clamp(max=1)
+        middle_P = middle_P + ((weight_K * clip_K)[:, None] * away_KP).sum(0)
+    return middle_P
+
+
+def _finite(stack_KP: Tensor, weight_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the peers that have a value which is not finite, or beyond LIMIT. MergeError where that leaves none."""
+    usable_K = (stack_KP.abs() <= LIMIT).all(1)
+    if not usable_K.any():
+        raise MergeError("no peer's parameters are finite")
+    return stack_KP[usable_K], weight_K[usable_K]
+
+
+def _medoid(stack_KP: Tensor, weight_K: Tensor) -> tuple[int, float]:
+    """(peer, s): the peer with the least weighted median distance to all peers, and that distance."""
+    spreads = [coord_median((stack_KP - point_P).norm(dim=1)[:, None], weight_K)[0].item() for point_P in stack_KP]
+    spread = min(spreads)
+    return spreads.index(spread), spread
 
 
 def _checked(stack_KP: Tensor, weight_K: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,7 @@ no rank ever holds another's model, and every rank gets each element from the on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -16,11 +15,14 @@ import numpy as np
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.arena import DTYPES, Array
+from swarm_hpc.kernels.mixture import METHODS as MIXTURES
+from swarm_hpc.kernels.mixture import mixture
 from swarm_hpc.kernels.mpi import Ranks
+from swarm_hpc.kernels.plain import Measure, Plain
 from swarm_hpc.kernels.plan import Layout, Rule, Segment, segments
 from swarm_hpc.kernels.weights import shares
 from swarm_hpc.kernels.weiszfeld import Matrix
-from swarm_hpc.records import MergeMethod
+from swarm_hpc.records import Merge, MergeMethod
 
 BLOCK_BYTES: Final = 16 << 20
 """Bytes of a model that are under way at a time. All ranks must have the same."""
@@ -42,7 +44,7 @@ class ShardedMerge:
         self._terms = np.empty(2 * room if halves else 0, np.uint8)
         self._sum = np.empty(2 * len(self._shard) if halves else 0, np.uint8)
 
-    def merge(self, method: MergeMethod, weights: Sequence[float], blob: memoryview) -> None:
+    def merge(self, merge: Merge, weights: Sequence[float], blob: memoryview) -> None:
         """Merge every rank's `blob` into itself, as `cpu.merge` does; `weights` has one per rank, the same everywhere.
 
         MergeError: nothing was touched, on any rank. RankLost: `blob` is no model any more.
@@ -52,17 +54,19 @@ class ShardedMerge:
         parts = shares(weights, self._ranks.size)
         plan = [(segment.rule, _values(blob, segment)) for segment in segments(self._layout)]
         floating = [values for rule, values in plan if rule is Rule.MERGE]
-        if method is MergeMethod.GEOMEDIAN and floating:
-            mixture = self._mixture(floating, parts)
+        if merge.method in MIXTURES and floating:
+            mixed = mixture(merge, parts, _Shards(lambda: self._shards(floating), self._ranks))
+        else:
+            mixed = parts
         for rule, values in plan:
             if rule is Rule.MAX:
                 self._largest(values, parts)
             elif rule is Rule.FIRST:
                 self._first(values, parts)
-            elif method is MergeMethod.COORDMEDIAN:
-                self._coord_median(values, parts)
+            elif merge.method in (MergeMethod.COORDMEDIAN, MergeMethod.TRIMMEDMEAN):
+                self._by_element(merge, values, parts)
             else:
-                self._mean(values, mixture if method is MergeMethod.GEOMEDIAN else parts)
+                self._mean(values, mixed)
 
     @np.errstate(all="ignore")
     def _mean(self, values: Array, parts: Sequence[float]) -> None:
@@ -82,40 +86,15 @@ class ShardedMerge:
                 terms.fill(-0.0)
             self._ranks.sum_shards(terms, counts, total)
             shard = self._shard.view(values.dtype)[:own]
-            # of one row: gives every NaN one form, and rounds to a narrower dtype
-            cpu.mean([total], [1.0], shard)
+            # of one row: gives every NaN one form, and rounds to a narrower dtype, which only numpy's does
+            cpu.mean([total], [1.0], shard, backend=Plain())
             self._ranks.gather_shards(shard, counts, block)
 
-    def _coord_median(self, values: Array, parts: Sequence[float]) -> None:
+    def _by_element(self, merge: Merge, values: Array, parts: Sequence[float]) -> None:
         for rows, block, counts in self._exchanged(values):
             shard = self._shard.view(values.dtype)[: len(rows[0])]
-            cpu.coord_median(rows, parts, shard)
+            cpu.merge_values(merge, rows, parts, shard)
             self._ranks.gather_shards(shard, counts, block)
-
-    def _mixture(self, floating: Sequence[Array], parts: Sequence[float]) -> list[float]:
-        """`cpu.geometric_mixture`: each rank measures its shards, and a few numbers are added up."""
-
-        def pieces(peers: Sequence[int]) -> Iterator[list[Array]]:
-            for values in floating:
-                for rows, _, _ in self._exchanged(values):
-                    yield [rows[peer] for peer in peers]
-
-        def distances(peers: Sequence[int]) -> tuple[set[int], Matrix]:
-            finite, squares = cpu.squared_distances(pieces(peers), len(peers))
-            bad = self._summed([float(peer not in finite) for peer in range(len(peers))])
-            flat = self._summed([square for row in squares for square in row])
-            return {peer for peer, count in enumerate(bad) if not count}, _square(flat)
-
-        def products(peers: Sequence[int], centre: int) -> Matrix:
-            found = cpu.inner_products(pieces(peers), len(peers), centre)
-            return _square(self._summed([product for row in found for product in row]))
-
-        return cpu.mixture(parts, distances, products)
-
-    def _summed(self, numbers: Sequence[float]) -> list[float]:
-        """The sum over all ranks of each number: the same bits on all of them."""
-        rows = self._ranks.gather_numbers(np.array(numbers, np.float64))
-        return [math.fsum(column) for column in rows.T.tolist()]
 
     def _largest(self, values: Array, parts: Sequence[float]) -> None:
         if parts[self._ranks.rank] == 0:
@@ -127,6 +106,12 @@ class ShardedMerge:
         """Any byte but 0 is True: what a program writes need not be 0 or 1."""
         np.not_equal(values.view(np.uint8), 0, out=values)
         self._ranks.broadcast(values, root=next(rank for rank, part in enumerate(parts) if part > 0))
+
+    def _shards(self, floating: Sequence[Array]) -> Iterator[list[Array]]:
+        """All that this rank measures, from each rank; overwritten by the next."""
+        for values in floating:
+            for rows, _, _ in self._exchanged(values):
+                yield rows
 
     def _exchanged(self, values: Array) -> Iterator[tuple[list[Array], Array, list[int]]]:
         """Block after block: (this rank's shard of it from each rank, the block, elements per shard)."""
@@ -145,10 +130,31 @@ class ShardedMerge:
             yield block, [stop - start for start, stop in pairwise(cuts)]
 
 
+class _Shards:
+    """`mixture.Measured` of the ranks' models: each rank measures its shards, and a few numbers are added up."""
+
+    def __init__(self, shards: Callable[[], Iterator[list[Array]]], ranks: Ranks) -> None:
+        self._shards = shards
+        self._ranks = ranks
+
+    def sums(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> Matrix:
+        """`Measured.sums`"""
+        found = [cpu.Pieces([rows]).sums(peers, measure, centre) for rows in self._shards()]
+        flat = self._summed([[value for row in matrix for value in row] for matrix in found], len(peers) ** 2)
+        return [flat[start : start + len(peers)] for start in range(0, len(flat), len(peers))]
+
+    def bounded(self, peers: Sequence[int], limit: float) -> list[bool]:
+        """`Measured.bounded`"""
+        found = [cpu.Pieces([rows]).bounded(peers, limit) for rows in self._shards()]
+        bad = self._summed([[float(not good) for good in flags] for flags in found], len(peers))
+        return [not count for count in bad]
+
+    def _summed(self, found: Sequence[Sequence[float]], size: int) -> list[float]:
+        """The sum over all shards of all ranks of each number: the same bits on all ranks."""
+        own = [cpu.exact_sum([one[place] for one in found]) for place in range(size)]
+        rows = self._ranks.gather_numbers(np.array(own, np.float64))
+        return [cpu.exact_sum(column) for column in rows.T.tolist()]
+
+
 def _values(blob: memoryview, segment: Segment) -> Array:
     return np.frombuffer(blob[segment.start : segment.stop], DTYPES[segment.dtype])
-
-
-def _square(flat: Sequence[float]) -> Matrix:
-    size = math.isqrt(len(flat))
-    return [list(flat[row * size : (row + 1) * size]) for row in range(size)]

@@ -73,7 +73,7 @@ def run(config: LocalConfig, examples: Path) -> Summary:
     return Summary(
         experiment=config.experiment.name,
         title=config.experiment.title,
-        merge=config.merge.method,
+        merge=config.merge.agreed(),
         transfer=config.transfer.mode,
         metric=config.experiment.metric,
         sites=outcomes,

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.records import CheckIn, LedgerStatus, MergeMethod, Round
+from swarm_hpc.records import CheckIn, LedgerStatus, Merge, MergeMethod, Round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Summary:
 
     experiment: str
     title: str
-    merge: MergeMethod
+    merge: Merge
     transfer: TransferMode
     metric: str
     sites: tuple[Outcome, ...]
@@ -105,7 +105,7 @@ def _program() -> str:
 
 
 def _next_steps(summary: Summary) -> Sequence[str]:
-    merge = MergeMethod.GEOMEDIAN if summary.merge is not MergeMethod.GEOMEDIAN else MergeMethod.MEAN
+    merge = MergeMethod.GEOMEDIAN if summary.merge.method is not MergeMethod.GEOMEDIAN else MergeMethod.MEAN
     other = "thyroid" if summary.experiment != "thyroid" else "digits"
     program = _program()
     chosen = f"{program} local experiment={summary.experiment}"

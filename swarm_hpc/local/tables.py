@@ -58,7 +58,7 @@ def show_status(status: NetworkStatus, console: Console) -> None:
             contract.state,
             str(number),
             spec.platform,
-            spec.merge_method,
+            str(spec.merge),
             str(spec.min_peers),
             f"{present} of {len(contract.participants)}",
         )

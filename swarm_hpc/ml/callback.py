@@ -65,6 +65,13 @@ class SwarmModel(Protocol):
     def read(self, arena: Arena) -> None:
         """Copy the arena into the state, in place: dtypes and devices stay."""
 
+    @property
+    def in_arena(self) -> bool:
+        """The state, or a part of it, lies in the arena: a merge that was given up may have left half of a result."""
+
+    def release(self) -> None:
+        """Have no part of the state in the arena any more. May be repeated."""
+
     def validate(self) -> Scores:
         """Loss and metric on ads_val_data; nothing else about the model changes."""
 
@@ -185,7 +192,7 @@ class Training:
         with self._closing_on_error():
             channel, session = self._opened()
             self._leave_if_asked()
-            self._model.write(session.arena)
+            self._hand_over(session)
             finished = channel.finish(self._settings.checkin_on_train_end)
             self._model.read(session.arena)
             self._store.drop()
@@ -196,6 +203,7 @@ class Training:
         """End the session. May be repeated."""
         if self._stage is not Stage.ENDED:
             self._stage = Stage.CLOSED
+        self._model.release()
         if self._channel is not None:
             self._channel.close()
         if signal.getsignal(signal.SIGTERM) == self._terminate:
@@ -292,7 +300,7 @@ class Training:
 
     def _sync(self) -> None:
         channel, session = self._opened()
-        self._model.write(session.arena)
+        self._hand_over(session)
         synced = channel.sync(
             loss=_finite(self._scores.loss),
             metric=_finite(self._scores.metric),
@@ -313,6 +321,12 @@ class Training:
         save_every_s = self._settings.save_every_s
         if save_every_s and self._clock() - self._saved_at >= save_every_s:
             self._save()
+
+    def _hand_over(self, session: Session) -> None:
+        self._model.write(session.arena)
+        if self._model.in_arena:
+            # told to leave during the merge, it saves that its model grew from no round, and comes back to the newest
+            self.round = 0
 
     def _validate(self) -> None:
         """Judge the merged model; its scores are reported in place of the batches' own."""

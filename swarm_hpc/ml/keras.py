@@ -116,6 +116,7 @@ class KerasModel:
     """A Keras model's weights, as the swarm sees them (`callback.SwarmModel`)."""
 
     platform: Final = Platform.KERAS
+    in_arena: Final = False
 
     def __init__(self, model: Any, settings: Settings) -> None:
         self._model = model
@@ -142,6 +143,9 @@ class KerasModel:
         for name, weight in self._weights().items():
             # a copy, because TensorFlow may take over the memory that it is given
             weight.assign(arena.array(name).copy())
+
+    def release(self) -> None:
+        """Nothing to do: TensorFlow has memory of its own."""
 
     def validate(self) -> Scores:
         """Loss and first metric on ads_val_data, from `evaluate`."""

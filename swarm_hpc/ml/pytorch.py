@@ -7,7 +7,7 @@ program's job is to come back.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.ml.callback import Scores, Training
+from swarm_hpc.ml.resident import Residents
 from swarm_hpc.ml.saving import Store
 from swarm_hpc.ml.settings import Arguments, Settings, check, socket_path, state_dir
 from swarm_hpc.records import Platform
@@ -69,6 +70,11 @@ class SwarmCallback:
 
     A program whose job may be stopped and come back (Slurm's requeue) passes its `optimizer`, or several, and starts
     its loops where it left off: `epoch` and `batch` say where. What else it needs, save_state and load_state keep.
+
+    With `share_memory=True` the model's tensors in main memory live where SL merges them (resident.py), until the
+    session ends: a merge then copies nothing. Off by default, because of what an interrupted merge may do: after an
+    error the model may be half merged, and a program that was told to leave during a merge comes back to the swarm's
+    newest parameters instead of its own.
     """
 
     def __init__(
@@ -78,16 +84,19 @@ class SwarmCallback:
         optimizer: Optimizer | Sequence[Optimizer] = (),
         loss_function: str | Score | None = None,
         metric_function: str | Score | None = None,
+        share_memory: bool = False,
         **arguments: Unpack[Arguments],
     ) -> None:
         settings = check(arguments)
+        if not isinstance(share_memory, bool):
+            raise ConfigError(f"share_memory: {share_memory!r} is neither True nor False")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: {type(model).__name__} is not a torch.nn.Module: pass the model to be trained")
         model = _unwrapped(model)
         optimizers = _optimizers(optimizer)
         judge = _judge(settings, loss_function, metric_function)
         self.logger = settings.logger
-        mine = TorchModel(model, judge, optimizers)
+        mine = TorchModel(model, judge, optimizers, share_memory=share_memory)
         self._training = Training(settings, mine, socket_path(), store=Store(state_dir()))
 
     @property
@@ -185,10 +194,24 @@ class TorchModel:
 
     platform: Final = Platform.PYTORCH
 
-    def __init__(self, model: nn.Module, judge: Judge | None = None, optimizers: Sequence[Optimizer] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        judge: Judge | None = None,
+        optimizers: Sequence[Optimizer] = (),
+        *,
+        share_memory: bool = False,
+    ) -> None:
         self._model = model
         self._judge = judge
         self._optimizers = optimizers
+        self._share_memory = share_memory
+        self._residents: Residents | None = None
+
+    @property
+    def in_arena(self) -> bool:
+        """Some of the model's tensors live in the arena."""
+        return self._residents is not None
 
     def describe(self) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
         """Every tensor of the state_dict. ConfigError names one that cannot be sent."""
@@ -198,17 +221,24 @@ class TorchModel:
         ), aliases
 
     def write(self, arena: Arena) -> None:
-        """Copy the state into the arena, from whatever device it is on."""
-        stored, _ = self._state()
-        for name, view in _views(arena):
-            view.copy_(_same(name, stored, view))
+        """Copy the state into the arena, from whatever device it is on; what lives there is there already."""
+        for tensor, view in self._apart(arena):
+            view.copy_(tensor)
+        if self._share_memory and self._residents is None:
+            views = dict(_views(arena))
+            self._residents = Residents.move_in(self._model, views, dict(arena.layout.aliases))
 
     @torch.no_grad()
     def read(self, arena: Arena) -> None:
         """Copy the arena into the model's own tensors, which keep their devices."""
-        stored, _ = self._state()
-        for name, view in _views(arena):
-            _same(name, stored, view).copy_(view)
+        for tensor, view in self._apart(arena):
+            tensor.copy_(view)
+
+    def release(self) -> None:
+        """Give what lives in the arena memory of its own."""
+        if self._residents is not None:
+            self._residents.move_out()
+            self._residents = None
 
     def validate(self) -> Scores:
         """Loss and metric on ads_val_data."""
@@ -245,6 +275,14 @@ class TorchModel:
         torch.random.set_rng_state(state["random"])
         if len(state["cuda_random"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda_random"])
+
+    def _apart(self, arena: Arena) -> Iterator[tuple[Tensor, Tensor]]:
+        """(the model's tensor, its place in the arena) of each that does not live there."""
+        resident = self._residents.names() if self._residents is not None else frozenset()
+        views = list(_views(arena, resident))
+        if views:
+            stored, _ = self._state()
+            yield from ((_same(name, stored, view), view) for name, view in views)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors of the state_dict, each memory once, and the further names of shared ones."""
@@ -316,10 +354,10 @@ def _check_sendable(name: str, tensor: object) -> None:
         )
 
 
-def _views(arena: Arena) -> Iterator[tuple[str, Tensor]]:
-    """The arena's tensors as views of the shared memory; empty ones have nothing to copy."""
+def _views(arena: Arena, but: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """The arena's tensors, but some, as views of the shared memory; empty ones have nothing to copy."""
     for placed in arena.layout.tensors:
-        if placed.stop > placed.start:
+        if placed.stop > placed.start and placed.spec.name not in but:
             dtype = _DTYPES[placed.spec.dtype]
             flat = torch.frombuffer(
                 arena.buffer, dtype=dtype, count=(placed.stop - placed.start) // dtype.itemsize, offset=placed.start

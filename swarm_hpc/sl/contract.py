@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Final
 
-from swarm_hpc.config import SlConfig
+from swarm_hpc.config import SlConfig, enough_peers
 from swarm_hpc.errors import ContractMismatch, ImageRefused, ModelMismatch, NotFound, TrainingOver
 from swarm_hpc.kernels.plan import Layout, check_same, model_hash, parse
-from swarm_hpc.records import ContractSpec, ContractState, Platform, TrainingContract
+from swarm_hpc.records import ContractSpec, ContractState, Merge, Platform, TrainingContract
 from swarm_hpc.sl.frames import OpenRequest
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sn.client import SnClient
 
-_SETTINGS: Final = ("platform", "merge_method", "min_peers", "quorum_wait_s", "leader_timeout_s", "image")
+_MERGE: Final = tuple(f"merge.{one.name}" for one in fields(Merge))
+_SETTINGS: Final = ("platform", *_MERGE, "min_peers", "quorum_wait_s", "leader_timeout_s", "image")
 """Compared in this order: with another platform, the model differs anyway."""
 
 
 def settle(config: SlConfig, request: OpenRequest) -> SlConfig:
     """SL's settings with those that the program has a word in; ConfigError names the one that cannot be."""
     rules, merge = config.round, config.merge
-    return replace(
+    settled = replace(
         config,
         round=replace(
             rules,
@@ -30,6 +32,8 @@ def settle(config: SlConfig, request: OpenRequest) -> SlConfig:
         merge=replace(merge, method=merge.method if request.merge_method is None else request.merge_method),
         node_weight=config.node_weight if request.node_weight is None else request.node_weight,
     )
+    enough_peers(settled.merge, settled.round)
+    return settled
 
 
 def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpec:
@@ -47,7 +51,7 @@ def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpe
     return ContractSpec(
         name=config.round.contract,
         platform=platform,
-        merge_method=config.merge.method,
+        merge=config.merge.agreed(),
         min_peers=config.round.min_peers,
         quorum_wait_s=config.round.quorum_wait_s,
         leader_timeout_s=config.round.leader_timeout_s,
@@ -84,7 +88,7 @@ async def _name_difference(sn: SnClient, spec: ContractSpec, layout: Layout) -> 
     except NotFound:
         return
     for setting in _SETTINGS:
-        ours_value, theirs_value = getattr(spec, setting), getattr(theirs, setting)
+        ours_value, theirs_value = attrgetter(setting)(spec), attrgetter(setting)(theirs)
         if ours_value != theirs_value:
             raise ContractMismatch(_explain(spec.name, setting, ours_value, theirs_value))
     if spec.model != theirs.model:

@@ -1,9 +1,13 @@
-"""The blobs of a round's check-ins: fetched side by side, each once, and what is to be done about those nobody has."""
+"""The blobs of a round's check-ins: fetched side by side, each once, and what is to be done about those nobody has.
+
+The memory for them is kept for the next round: it costs as much to get it from the kernel, page by page, as to merge.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotReachable, TimedOut
@@ -18,7 +22,7 @@ _MAX_FETCHES: Final = 4
 
 
 class Gathering:
-    """Collects blobs; what it has it keeps until `clear`, so that trying again fetches only what was missing."""
+    """Collects blobs; within `for_a_round` it keeps what it has, so that trying again fetches only what was missing."""
 
     def __init__(self, exchange: Exchange, size_bytes: int) -> None:
         """All blobs have `size_bytes`."""
@@ -27,10 +31,22 @@ class Gathering:
         """Blobs that could not be had in the latest try, and why: each an error of NOT_NOW."""
         self._exchange = exchange
         self._size_bytes = size_bytes
+        self._used: list[bytearray] = []
+        self._spare: list[bytearray] = []
 
-    def clear(self) -> None:
-        """Forget all blobs: their round is over."""
-        self.blobs, self.missing = {}, {}
+    @contextmanager
+    def for_a_round(self) -> Iterator[None]:
+        """All blobs are forgotten at the end, and their memory is for the next round's."""
+        try:
+            yield
+        except BaseException:
+            # a merge that was given up may be reading them still, in its thread
+            self._used = []
+            raise
+        finally:
+            self.blobs, self.missing = {}, {}
+            self._spare += self._used
+            self._used = []
 
     async def fetch(self, check_ins: Sequence[CheckIn]) -> None:
         """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.
@@ -42,15 +58,17 @@ class Gathering:
 
         async def fetch(blob: str, holders: list[str]) -> None:
             async with limit:
-                data = bytearray(self._size_bytes)
+                data = self._spare.pop() if self._spare else bytearray(self._size_bytes)
                 try:
                     await self._exchange.fetch(blob, holders, memoryview(data))
                 except NOT_NOW as exc:
                     self.missing[blob] = exc
+                    self._spare.append(data)
                 except BlobCorrupt as exc:
                     raise BlobCorrupt(f"{', '.join(holders)}: {exc}") from exc
                 else:
                     self.blobs[blob] = data
+                    self._used.append(data)
 
         holders = _holders(check_ins)
         wanted = [fetch(blob, holders[blob]) for blob in holders if blob not in self.blobs]

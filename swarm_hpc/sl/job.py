@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from swarm_hpc.config import RanksConfig
 from swarm_hpc.errors import MergeError, ProgramFailed, ProtocolError, RankLost, SwarmError, TimedOut
 from swarm_hpc.kernels.arena import Arena
-from swarm_hpc.records import MergeMethod
+from swarm_hpc.records import Merge
 from swarm_hpc.sl.ranks import Beat, Broken, Bye, Go, Leaving, Message, Outcome, Wish, failure, pack, raised, unpack
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ class Job:
         await self._in_time(lambda: len(self._wishes) == self.size, self._max_wait_s)
         return [self._wishes[rank] for rank in range(self.size)]
 
-    async def merge(self, method: MergeMethod, weights: list[int]) -> None:
+    async def merge(self, merge: Merge, weights: list[int]) -> None:
         """Rank 0: all ranks merge what is in their arenas, in place. RankLost."""
         assert self._merger is not None, "hold comes first"
         merger, buffer = self._merger, self._buffer
 
         def work() -> None:
-            self._tell(Go(method=method, weights=weights))
-            merger.merge(method, weights, buffer)
+            self._tell(Go(merge=merge, weights=weights))
+            merger.merge(merge, weights, buffer)
 
         await self._together(work)
 
@@ -194,7 +194,7 @@ class Job:
                 assert self._merger is not None, "rank 0 lets nobody merge before all have opened"
                 merger, buffer = self._merger, self._buffer
                 with suppress(MergeError):  # rank 0 has the same, and says so
-                    await self._together(lambda: merger.merge(message.method, message.weights, buffer))
+                    await self._together(lambda: merger.merge(message.merge, message.weights, buffer))
             case Outcome():
                 if message.share:
                     buffer = self._buffer

@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from swarm_hpc.errors import BlobCorrupt, MergeError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, check_same, parse
-from swarm_hpc.records import CheckIn, MergeMethod
+from swarm_hpc.records import CheckIn, Merge
 from swarm_hpc.transport.blobs import hash_bytes
 
 
 async def merge(
     layout: Layout,
-    method: MergeMethod,
+    merge: Merge,
     check_ins: Sequence[CheckIn],
     blobs: Mapping[str, ReadableBuffer],
     out: memoryview,
 ) -> str:
     """`merge_blobs` in a thread, so that heartbeats go on meanwhile."""
-    return await asyncio.to_thread(merge_blobs, layout, method, check_ins, blobs, out)
+    return await asyncio.to_thread(merge_blobs, layout, merge, check_ins, blobs, out)
 
 
 def merge_blobs(
     layout: Layout,
-    method: MergeMethod,
+    merge: Merge,
     check_ins: Sequence[CheckIn],
     blobs: Mapping[str, ReadableBuffer],
     out: memoryview,
@@ -41,7 +41,8 @@ def merge_blobs(
     buffers = [blobs[check_in.blob] for check_in in ordered]
     for check_in, buffer in zip(ordered, buffers, strict=True):
         check_blob(layout, buffer, check_in.node)
-    cpu.merge(layout, method, buffers, [effective_weight(check_in) for check_in in ordered], out)
+    weights = [effective_weight(check_in) for check_in in ordered]
+    cpu.merge(layout, merge, buffers, weights, out, threads=cpu.usable_threads())
     return hash_bytes(out)
 
 

@@ -74,10 +74,8 @@ class Participant:
         round had a result (`num_peers` 0), or where nobody could give it (a warning). TimedOut after `max_wait_s`.
         ModelMismatch, BlobCorrupt: a peer's parameters cannot be merged; the error names it, and nothing was merged.
         """
-        try:
+        with self._gathering.for_a_round():
             return await self._go_through(number, mine, max_wait_s, standing)
-        finally:
-            self._gathering.clear()
 
     async def _go_through(self, number: int, mine: Contribution | None, max_wait_s: float, standing: bool) -> Outcome:
         if mine is not None:
@@ -113,10 +111,8 @@ class Participant:
             return None
         self.reason = f"{self._spec.name} round {newest}: fetching the merged parameters"
         view = await self._sn.round(self._spec.name, newest)
-        try:
+        with self._gathering.for_a_round():
             await self._load(view.round, mine=None)
-        finally:
-            self._gathering.clear()
         await self._exchange.settle(view.round, self._arena.buffer)
         return view.round
 
@@ -182,7 +178,7 @@ class Participant:
         self._spare.blob = ""
         with self.laps.lap(Phase.MERGE):
             self._spare.blob = await merge(
-                self._arena.layout, self._spec.merge_method, round_.check_ins, self._gathering.blobs, self._spare.buffer
+                self._arena.layout, self._spec.merge, round_.check_ins, self._gathering.blobs, self._spare.buffer
             )
         return self._spare.blob
 

@@ -21,7 +21,7 @@ class SpeakingTraining:
         self._job = job
         self._training = training
         self._arena = arena
-        self._method = spec.merge_method
+        self._agreed = spec.merge
         self._weight = weight
         self._last = SyncRequest()
         job.reason = lambda: training.reason
@@ -79,7 +79,7 @@ class SpeakingTraining:
 
     async def _merge(self, wishes: Sequence[Wish]) -> None:
         weights = [wish.weight for wish in wishes]
-        await self._job.merge(self._method, weights)
+        await self._job.merge(self._agreed, weights)
         self._training.weight, self._training.num_nodes = standing(weights)
         self._training.others_cpu_s = sum(wish.used_cpu_s for wish in wishes[1:])
 

@@ -180,7 +180,7 @@ class Session:
             resume=entered.resume,
             contract=spec.name,
             min_peers=spec.min_peers,
-            merge_method=spec.merge_method,
+            merge_method=spec.merge.method,
             node_weight=config.node_weight,
             round=entered.round,
         )

@@ -122,7 +122,7 @@ class _Replay:
         assert self._layout is not None  # without a layout there is a mismatch, or nothing to read
         out = memoryview(bytearray(self._layout.size_bytes))
         try:
-            merged = merge_blobs(self._layout, self._spec.merge_method, round_.check_ins, blobs, out)
+            merged = merge_blobs(self._layout, self._spec.merge, round_.check_ins, blobs, out)
         except MergeError as exc:
             self._wrong(round_.number, "", str(exc))
             return

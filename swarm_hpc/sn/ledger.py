@@ -43,7 +43,7 @@ from swarm_hpc.sn.ledger_tasks import TaskLedger
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
-SCHEMA = 4
+SCHEMA = 5
 BLOCKS_PER_QUERY = 2000
 NO_ACCOUNT = "0x" + "00" * 20
 

@@ -15,7 +15,7 @@ from swarm_hpc.records import (
     DeclaredContract,
     Event,
     FinishMode,
-    MergeMethod,
+    Merge,
     NodeRecord,
     Participant,
     Platform,
@@ -65,7 +65,7 @@ def contract(view: View) -> TrainingContract:
             **spec
             | {
                 "platform": Platform(spec["platform"]),
-                "merge_method": MergeMethod(spec["merge_method"]),
+                "merge": Merge.parse(spec["merge"]),
                 "model": hash_text(spec["model"]),
             }
         ),
@@ -181,7 +181,7 @@ def spec_arguments(spec: ContractSpec) -> tuple[object, ...]:
     return (
         spec.name,
         str(spec.platform),
-        str(spec.merge_method),
+        text(str(spec.merge), 96, "merge"),
         spec.min_peers,
         spec.quorum_wait_s,
         spec.leader_timeout_s,

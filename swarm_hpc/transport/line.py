@@ -52,6 +52,8 @@ class Line:
         """Connect and shake hands; OSError, or Refused. `timeout_s` also limits each later step, see `patient`."""
         self.close()
         self.shaken = self.heard = False
+        # made before: wrapping a connection that has ended meanwhile leaves its socket to the garbage collector
+        context = self._identity.client_context(self._expect)
         raw = socket.create_connection((self._host, self._port), timeout=timeout_s)
         with self._lock:
             self._socket = raw.dup()  # shutting down the TLS socket itself would pull it from under its reader
@@ -59,7 +61,6 @@ class Line:
             raw.close()
             raise ConnectionAbortedError("cut")
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = self._identity.client_context(self._expect)
         # A connection that just ends must be an error: http.client would take it for the end of the answer.
         tls = context.wrap_socket(raw, suppress_ragged_eofs=False, server_hostname=self._host)
         self.shaken = True

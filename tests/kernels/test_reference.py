@@ -1,6 +1,7 @@
 """The definitions themselves against independent oracles: numpy's quantile, geometry, a search around the minimum."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels import reference
 
-METHODS = (reference.mean, reference.coord_median, reference.geometric_median)
+METHODS = (
+    reference.mean,
+    reference.coord_median,
+    partial(reference.trimmed_mean, trim=0.2),
+    reference.geometric_median,
+    reference.centred_clipping,
+)
+KRUMS = (partial(reference.krum, num_byzantine=1), partial(reference.multi_krum, num_byzantine=1))
 whole_weights = st.lists(st.integers(0, 100), min_size=1, max_size=9).filter(any)
 
 
@@ -119,3 +127,91 @@ def test_a_peer_of_weight_zero_has_no_influence(method):
 def test_weights_that_say_nothing_are_refused(method, weights):
     with pytest.raises(MergeError):
         method(peers(2), tensor(weights))
+
+
+@pytest.mark.parametrize("method", KRUMS)
+def test_krum_has_the_merge_of_identical_peers_and_no_use_for_one_of_weight_zero(method):
+    assert method(peers(1).repeat(5, 1), torch.ones(5)).tolist() == pytest.approx(peers(1)[0].tolist())
+    stack = peers(6)
+    assert torch.equal(method(stack, tensor([0, 1, 2, 3, 1, 1])), method(stack[1:], tensor([1, 2, 3, 1, 1])))
+
+
+@given(st.integers(1, 12), st.data())
+def test_equal_weights_drop_whole_peers_from_the_trimmed_mean(num_peers, data):
+    dropped = data.draw(st.integers(0, (num_peers - 1) // 2))
+    stack = peers(num_peers, 7)
+    merged = reference.trimmed_mean(stack, torch.full((num_peers,), 0.3), trim=dropped / num_peers)
+    kept = np.sort(stack.numpy(), axis=0)[dropped : num_peers - dropped]
+    assert np.allclose(merged, kept.mean(0), rtol=1e-14, atol=1e-14)
+
+
+@given(whole_weights, st.integers(0, 49), st.integers(0, 1000))
+def test_a_weighted_trimmed_mean_is_that_of_as_many_equal_peers(weights, percent, seed):
+    stack, trim = peers(len(weights), 5, seed), percent / 100
+    merged = reference.trimmed_mean(stack, tensor(weights), trim=trim).numpy()
+    # 100 of each: a whole number of them is dropped
+    copies = np.sort(stack.numpy().repeat([100 * weight for weight in weights], axis=0), axis=0)
+    dropped = percent * sum(weights)
+    assert np.allclose(merged, copies[dropped : len(copies) - dropped].mean(0), atol=1e-6)
+
+
+def test_a_trim_of_nearly_one_half_gives_the_median():
+    for num_peers in (1, 2, 5, 8):
+        stack, weights = peers(num_peers), torch.ones(num_peers)
+        merged = reference.trimmed_mean(stack, weights, trim=math.nextafter(0.5, 0))
+        assert torch.allclose(merged, reference.coord_median(stack, weights))
+
+
+@pytest.mark.parametrize("bad", [[math.nan, math.inf], [-math.inf, -math.inf], [math.nan, -math.inf], [1e308, 1e308]])
+@pytest.mark.parametrize("weights", [[1] * 10, [3, 1, 2, 1, 4, 2, 1, 2, 2, 2]])
+def test_what_is_not_finite_is_trimmed_where_it_has_no_more_than_that_weight(bad, weights):
+    stack = peers(10)
+    stack[[0, 1]] = tensor(bad)[:, None].expand(2, 13)
+    merged = reference.trimmed_mean(stack, tensor(weights), trim=0.2)
+    assert (stack[2:].min(0).values <= merged).all()
+    assert (merged <= stack[2:].max(0).values).all()
+    assert not reference.trimmed_mean(stack, tensor(weights), trim=0.01).abs().max() < 1e100
+
+
+def test_krum_is_the_peer_amid_its_neighbours():
+    stack = tensor([[0.0], [1.0], [3.0], [4.5], [100.0]])
+    # the sums of the two least squares: 1 + 9, 1 + 4, 4 + 2.25, 2.25 + 12.25, 95.5^2 + 97^2
+    assert reference.krum(stack, torch.ones(5), num_byzantine=1).tolist() == [1.0]
+    assert reference.multi_krum(
+        stack, tensor([1, 3, 2, 1, 1]), num_byzantine=1, num_selected=2
+    ).tolist() == pytest.approx([1.8])
+    assert reference.multi_krum(stack, torch.ones(5), num_byzantine=1).tolist() == [2.125]
+
+
+def test_krum_takes_a_peer_that_is_not_finite_for_the_farthest_one():
+    stack = peers(5)
+    without = reference.multi_krum(stack, torch.ones(5), num_byzantine=1, num_selected=5)
+    assert torch.allclose(without, stack.mean(0))
+    stack[2, 0] = -math.inf
+    merged = reference.multi_krum(stack, torch.ones(5), num_byzantine=1, num_selected=5)
+    assert torch.allclose(merged, stack[[0, 1, 3, 4]].mean(0))
+
+
+def test_krum_of_too_few_peers_is_refused():
+    for method in KRUMS:
+        with pytest.raises(MergeError):
+            method(peers(3), torch.ones(3))
+    stack = peers(5)
+    stack[:3] = math.nan
+    with pytest.raises(MergeError):
+        reference.krum(stack, torch.ones(5), num_byzantine=1)
+
+
+def test_a_step_of_centred_clipping_is_shorter_the_smaller_the_radius():
+    stack = tensor([[0.0], [1.0], [3.0], [100.0], [1000.0]])
+    # from 1, where the median of the distances 0, 1, 2, 99, 999 is 2: (-1 + 0 + 2 + 2 + 2) / 5 farther
+    assert reference.centred_clipping(stack, torch.ones(5), iterations=1).tolist() == [2.0]
+    assert reference.centred_clipping(stack, torch.ones(5), radius=0.5, iterations=1).tolist() == [1.4]
+    assert reference.centred_clipping(stack, torch.ones(5), radius=1e6).tolist() == pytest.approx([220.8])
+
+
+def test_a_peer_that_is_not_finite_has_no_weight_in_centred_clipping():
+    stack = peers(5)
+    wanted = reference.centred_clipping(stack[:4], torch.ones(4))
+    stack[4, 1] = math.nan
+    assert torch.allclose(reference.centred_clipping(stack, torch.ones(5)), wanted)

@@ -18,7 +18,7 @@ from swarm_hpc.errors import SwarmError, TrainingOver
 from swarm_hpc.identity import certs
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, model_hash, place
-from swarm_hpc.records import CheckIn, ContractSpec, Event, MergeMethod, Platform, Round, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Event, Merge, Platform, Round, RoundState
 from swarm_hpc.sl.contract import enter
 from swarm_hpc.sl.exchange import GatewayExchange
 from swarm_hpc.sl.frames import SyncRequest
@@ -245,7 +245,7 @@ class _Node:
         spec = ContractSpec(
             name=self._rules.contract,
             platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=self._rules.min_peers,
             quorum_wait_s=self._rules.quorum_wait_s,
             leader_timeout_s=self._rules.leader_timeout_s,

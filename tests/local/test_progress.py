@@ -12,7 +12,7 @@ from swarm_hpc.records import (
     ContractSpec,
     ContractState,
     LedgerStatus,
-    MergeMethod,
+    Merge,
     NetworkStatus,
     NodeRecord,
     NodeStatus,
@@ -32,7 +32,7 @@ def contract(number, state=ContractState.TRAINING):
     spec = ContractSpec(
         name="digits",
         platform=Platform.PYTORCH,
-        merge_method=MergeMethod.MEAN,
+        merge=Merge(),
         min_peers=2,
         quorum_wait_s=1,
         leader_timeout_s=1,

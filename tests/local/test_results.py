@@ -9,7 +9,7 @@ from rich.console import Console
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local import results
 from swarm_hpc.local.results import Outcome, Summary
-from swarm_hpc.records import CheckIn, LedgerStatus, MergeMethod, Round, RoundState
+from swarm_hpc.records import CheckIn, LedgerStatus, Merge, Round, RoundState
 
 
 def round_(number, losses, metric=None):
@@ -39,7 +39,7 @@ def summary(run_dir, *, alone=0.8, pooled=0.96, rounds=()):
     return Summary(
         experiment="digits",
         title="",
-        merge=MergeMethod.MEAN,
+        merge=Merge(),
         transfer=TransferMode.GATEWAY,
         metric="accuracy",
         sites=(Outcome(site="alpha", alone=alone, swarm=0.95), Outcome(site="beta", alone=alone, swarm=0.94)),

@@ -16,7 +16,7 @@ from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, model_hash, place
 from swarm_hpc.local.folder import RunFolder
 from swarm_hpc.local.verification import BLOB, verify_contract, verify_folder
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform
 from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.sn import node
 from swarm_hpc.sn.client import SnClient
@@ -29,7 +29,7 @@ NUM_ROUNDS = 2
 SPEC = ContractSpec(
     name="tiny",
     platform=Platform.PYTORCH,
-    merge_method=MergeMethod.MEAN,
+    merge=Merge(),
     min_peers=2,
     quorum_wait_s=5,
     leader_timeout_s=5,
@@ -50,7 +50,7 @@ def blob_of(value):
 
 def merged_of(check_ins, blobs):
     out = memoryview(bytearray(LAYOUT.size_bytes))
-    merge_blobs(LAYOUT, SPEC.merge_method, check_ins, blobs, out)
+    merge_blobs(LAYOUT, SPEC.merge, check_ins, blobs, out)
     return bytes(out)
 
 

@@ -242,7 +242,7 @@ async def test_other_settings_at_one_rank_are_refused_at_all(swarm, job):
     assert alpha.code not in (0, None)
     for answer in alpha.last():
         assert answer["error"] == "ContractMismatch"
-        assert "rank 1 asks for merge_method geomedian, rank 0 for mean" in answer["text"]
+        assert "rank 1 asks for merge.method geomedian, rank 0 for mean" in answer["text"]
 
 
 @pytest.mark.parametrize("gone", [0, 1])

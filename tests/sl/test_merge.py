@@ -6,7 +6,7 @@ import pytest
 from swarm_hpc.errors import BlobCorrupt, MergeError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, place
-from swarm_hpc.records import CheckIn, MergeMethod
+from swarm_hpc.records import CheckIn, Merge, MergeMethod
 from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -27,7 +27,9 @@ def check_in(node, data, weight=1, num_nodes=1):
 
 def merged(check_ins, *blobs, method=MergeMethod.MEAN):
     out = bytearray(LAYOUT.size_bytes)
-    name = merge_blobs(LAYOUT, method, check_ins, {hash_bytes(data): data for data in blobs}, memoryview(out))
+    name = merge_blobs(
+        LAYOUT, Merge(method=method), check_ins, {hash_bytes(data): data for data in blobs}, memoryview(out)
+    )
     assert name == hash_bytes(out)
     return out
 

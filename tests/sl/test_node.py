@@ -154,7 +154,7 @@ async def test_another_model_is_refused_with_the_tensor_that_differs(swarm):
     ("asked", "message"),
     [
         ({"platform": Platform.KERAS}, "digits is for pytorch; this node runs keras; choose another contract name"),
-        ({"merge_method": MergeMethod.GEOMEDIAN}, "merge_method mean; this node asks for geomedian"),
+        ({"merge_method": MergeMethod.GEOMEDIAN}, "merge.method mean; this node asks for geomedian"),
         ({"min_peers": 3}, "min_peers 2; this node asks for 3"),
     ],
 )

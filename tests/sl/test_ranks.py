@@ -4,7 +4,7 @@ import pytest
 
 from swarm_hpc.errors import ConfigError, ContractMismatch, ModelMismatch, ProtocolError, RankLost
 from swarm_hpc.kernels.plan import TensorSpec, place
-from swarm_hpc.records import ContractSpec, FinishMode, MergeMethod, Platform
+from swarm_hpc.records import ContractSpec, FinishMode, Merge, MergeMethod, Platform
 from swarm_hpc.sl.frames import Failure, Finished, Synced, SyncRequest
 from swarm_hpc.sl.ranks import (
     Beat,
@@ -31,7 +31,7 @@ LAYOUT = place([TensorSpec("weight", "F32", (5,))])
 SPEC = ContractSpec(
     name="digits",
     platform=Platform.PYTORCH,
-    merge_method=MergeMethod.MEAN,
+    merge=Merge(),
     min_peers=2,
     quorum_wait_s=30,
     leader_timeout_s=60,
@@ -50,7 +50,7 @@ def opening(**fields):
         opening(),
         Wish(want=Want.SYNC, weight=3, loss=0.5, metric=None, used_cpu_s=1.25),
         Wish(want=Want.FINISH, mode=FinishMode.SNAPSHOT, error=FAILURE),
-        Go(method=MergeMethod.GEOMEDIAN, weights=[1, 0, 100]),
+        Go(merge=Merge(method=MergeMethod.GEOMEDIAN), weights=[1, 0, 100]),
         Outcome(synced=Synced(round=3, num_peers=2, training_over=False, late=True, seconds={"hash": 0.5}), share=True),
         Outcome(finished=Finished(round=3, merged="a" * 64)),
         Outcome(opened_round=0),
@@ -130,6 +130,15 @@ def test_programs_must_agree_on_model_and_settings():
         check_openings([opening(), opening(layout=other)], LAYOUT)
     with pytest.raises(ContractMismatch, match="rank 1 asks for min_peers 3, rank 0 for 2"):
         check_openings([opening(), opening(spec=ContractSpec(**{**fields_of(SPEC), "min_peers": 3}))], LAYOUT)
+    other = ContractSpec(**{**fields_of(SPEC), "merge": Merge(method=MergeMethod.TRIMMEDMEAN)})
+    with pytest.raises(ContractMismatch, match=r"rank 1 asks for merge\.method trimmedmean, rank 0 for mean"):
+        check_openings([opening(), opening(spec=other)], LAYOUT)
+    check_openings([opening(spec=other), opening(spec=other)], LAYOUT)
+    other = ContractSpec(**{**fields_of(SPEC), "merge": Merge(method=MergeMethod.KRUM)})
+    with pytest.raises(
+        ConfigError, match=r"merge\.method: the ranks .* krum num_byzantine=1 takes 4 of them, here are 2"
+    ):
+        check_openings([opening(spec=other), opening(spec=other)], LAYOUT)
     with pytest.raises(ProtocolError, match="rank 1 is in the middle of a training"):
         check_openings([opening(), Wish(want=Want.SYNC)], LAYOUT)
 

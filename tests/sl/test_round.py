@@ -10,7 +10,7 @@ from swarm_hpc.records import (
     ContractSpec,
     ContractState,
     FinishMode,
-    MergeMethod,
+    Merge,
     Participant,
     Platform,
     Round,
@@ -24,7 +24,7 @@ A, B, C = "alpha/sl/sl", "beta/sl/sl", "gamma/sl/sl"
 SPEC = ContractSpec(
     name="digits",
     platform=Platform.PYTORCH,
-    merge_method=MergeMethod.MEAN,
+    merge=Merge(),
     min_peers=2,
     quorum_wait_s=30,
     leader_timeout_s=10,

@@ -8,7 +8,7 @@ import pytest
 from swarm_hpc.errors import BlobNotFound
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, model_hash, place
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform, Round, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, Round, RoundState
 from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import hash_bytes
@@ -17,7 +17,7 @@ LAYOUT = place([TensorSpec("weight", "F32", (4,))])
 SPEC = ContractSpec(
     name="digits",
     platform=Platform.PYTORCH,
-    merge_method=MergeMethod.MEAN,
+    merge=Merge(),
     min_peers=1,
     quorum_wait_s=1,
     leader_timeout_s=1,
@@ -55,7 +55,7 @@ def kept():
 def published(kept, number, *values, state=RoundState.PUBLISHED):
     check_ins = tuple(CheckIn(node=f"s{i}/sl/sl", blob=kept.add(blob(v)), weight=1) for i, v in enumerate(values))
     out = bytearray(LAYOUT.size_bytes)
-    merge_blobs(LAYOUT, MergeMethod.MEAN, check_ins, kept, memoryview(out))
+    merge_blobs(LAYOUT, Merge(), check_ins, kept, memoryview(out))
     return Round(
         contract="digits",
         number=number,

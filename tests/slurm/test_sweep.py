@@ -142,7 +142,7 @@ def test_both_sites_make_the_same_contracts(capsys: pytest.CaptureFixture[str], 
         for site in ("alpha", "beta")
     )
     assert alpha == beta
-    assert len(set(alpha)) == 2 * 4 * 2
+    assert len(set(alpha)) == 2 * 8 * 2
     assert {"digits-merge-mine-seed-1", "thyroid-merge-mean-seed-2"} < set(alpha)
 
 

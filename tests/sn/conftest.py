@@ -12,7 +12,7 @@ import pytest
 
 from swarm_hpc.config import ConnectionConfig, IdentityConfig, SnConfig, TransferConfig
 from swarm_hpc.identity import ca, certs
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, NodeName, Platform
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, NodeName, Platform
 from swarm_hpc.sn import node
 from swarm_hpc.sn.client import SnClient
 
@@ -114,7 +114,7 @@ def spec(**settings: Any) -> ContractSpec:
     values: dict[str, Any] = {
         "name": "demo",
         "platform": Platform.PYTORCH,
-        "merge_method": MergeMethod.MEAN,
+        "merge": Merge(),
         "min_peers": 2,
         "quorum_wait_s": 30,
         "leader_timeout_s": 60,

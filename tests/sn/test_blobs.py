@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, ContractBusy, DiskFull, NotAuthorized, NotFound
-from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform
+from swarm_hpc.records import ContractState, FinishMode, Merge, MergeMethod, Platform
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.owners import Owners
 from swarm_hpc.transport.blobs import hash_bytes
@@ -111,7 +111,7 @@ async def test_a_reset_contract_keeps_its_blobs_under_the_archives_name(swarm, n
         await ada.reset_contract("demo")
     assert [each.name for each in await ada.declared_contracts()] == ["demo"]
 
-    await one.client.create_contract(new_spec(model=MODEL, merge_method=MergeMethod.GEOMEDIAN))
+    await one.client.create_contract(new_spec(model=MODEL, merge=Merge(method=MergeMethod.GEOMEDIAN)))
     await one.client.join("demo", one.name, one.incarnation, Platform.PYTORCH, MODEL)
     assert (await one.client.contract("demo")).round == 1
     assert (await one.client.contract("demo.1")).state is ContractState.COMPLETED

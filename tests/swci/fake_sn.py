@@ -14,7 +14,7 @@ from swarm_hpc.records import (
     ContractState,
     DeclaredContract,
     LedgerStatus,
-    MergeMethod,
+    Merge,
     NetworkStatus,
     NodeRecord,
     NodeStatus,
@@ -163,7 +163,7 @@ class FakeSn:
         spec = ContractSpec(
             name=name,
             platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=2,
             quorum_wait_s=30,
             leader_timeout_s=60,

@@ -6,7 +6,7 @@
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
 
-SCHEMA: constant(uint256) = 4
+SCHEMA: constant(uint256) = 5
 MAX_SITES: constant(uint256) = 256
 PAGE: constant(uint256) = 32
 # What a site's account is given for gas when it is admitted, where the chain's genesis has endowed this contract.

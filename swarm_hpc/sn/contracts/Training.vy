@@ -27,7 +27,7 @@ interface Registry:
 struct Spec:
     name: String[63]
     platform: String[16]
-    merge_method: String[16]
+    merge: String[96]
     min_peers: uint256
     quorum_wait_s: uint256
     leader_timeout_s: uint256
@@ -251,7 +251,7 @@ def reset_contract(name: String[63], archive: String[63]):
 def _compare(ours: Spec, theirs: Spec):
     assert ours.platform == theirs.platform, "ContractMismatch: platform"
     assert ours.model == theirs.model, "ModelMismatch: the model has other tensors"
-    assert ours.merge_method == theirs.merge_method, "ContractMismatch: merge_method"
+    assert ours.merge == theirs.merge, "ContractMismatch: merge"
     assert ours.min_peers == theirs.min_peers, "ContractMismatch: min_peers"
     assert ours.quorum_wait_s == theirs.quorum_wait_s, "ContractMismatch: quorum_wait_s"
     assert ours.leader_timeout_s == theirs.leader_timeout_s, "ContractMismatch: leader_timeout_s"

@@ -14,7 +14,7 @@ from swarm_hpc.errors import MergeError, RankLost, SwarmError
 from swarm_hpc.kernels.mpi import Ranks
 from swarm_hpc.kernels.plan import TensorSpec, parse, place
 from swarm_hpc.kernels.sharded import ShardedMerge
-from swarm_hpc.records import MergeMethod
+from swarm_hpc.records import Merge, MergeMethod
 
 
 def merge(ranks: Ranks, folder: Path) -> None:
@@ -24,7 +24,7 @@ def merge(ranks: Ranks, folder: Path) -> None:
         merger = ShardedMerge(ranks, parse(blob), block_bytes=case["block_bytes"])
         for _ in range(case.get("times", 1)):
             try:
-                merger.merge(MergeMethod(case["method"]), case["weights"], blob)
+                merger.merge(Merge.parse(case["merge"]), case["weights"], blob)
             except MergeError as exc:
                 (folder / f"{case['name']}.error.{ranks.rank}").write_text(str(exc))
         (folder / f"{case['name']}.out.{ranks.rank}").write_bytes(blob)
@@ -38,7 +38,7 @@ def memory(ranks: Ranks, folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     merger = ShardedMerge(ranks, layout)
     for method in MergeMethod:
-        merger.merge(method, [1.0] * ranks.size, blob)
+        merger.merge(Merge(method=method), [1.0] * ranks.size, blob)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     (folder / f"memory.{ranks.rank}").write_text(str((layout.size_bytes + peak - before) / layout.size_bytes))
 
@@ -50,7 +50,7 @@ def lost(ranks: Ranks, folder: Path) -> None:
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
-        ShardedMerge(ranks, layout).merge(MergeMethod.MEAN, [1.0] * ranks.size, blob)
+        ShardedMerge(ranks, layout).merge(Merge(), [1.0] * ranks.size, blob)
     except RankLost as exc:
         (folder / f"lost.{ranks.rank}").write_text(str(exc))
         # whoever is first ends the job, so: not before all others have said it as well

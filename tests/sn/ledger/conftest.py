@@ -19,7 +19,7 @@ from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from swarm_hpc.errors import NotReachable
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform
 from swarm_hpc.sn.consensus import Programs
 from swarm_hpc.sn.contracts import TICKS_PER_S
 from swarm_hpc.sn.embedded import EmbeddedProvider
@@ -188,7 +188,7 @@ class Training(Network):
             ContractSpec(
                 name="heart",
                 platform=Platform.PYTORCH,
-                merge_method=MergeMethod.MEAN,
+                merge=Merge(),
                 min_peers=2,
                 quorum_wait_s=30,
                 leader_timeout_s=60,

@@ -15,7 +15,7 @@ from eth_utils.crypto import keccak
 
 from swarm_hpc.config import LedgerConfig
 from swarm_hpc.errors import ConfigError, LedgerError, NotFound
-from swarm_hpc.records import CheckIn, ContractSpec, MergeMethod, Platform
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform
 from swarm_hpc.sn.embedded import EmbeddedProvider
 from swarm_hpc.sn.journal import Journal
 from swarm_hpc.sn.ledger import JOURNAL, KEY, Founder, Ledger
@@ -34,7 +34,7 @@ def train(ledger: Ledger) -> None:
         ContractSpec(
             name="heart",
             platform=Platform.KERAS,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=1,
             quorum_wait_s=0,
             leader_timeout_s=60,

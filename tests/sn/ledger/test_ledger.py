@@ -30,6 +30,7 @@ from swarm_hpc.records import (
     ContractSpec,
     ContractState,
     FinishMode,
+    Merge,
     MergeMethod,
     Participant,
     Platform,
@@ -52,7 +53,7 @@ def check_in(node: str, number: int = 1, **fields: Any) -> CheckIn:
 
 def spec(**fields: Any) -> ContractSpec:
     settings = {"name": "heart", "min_peers": 2, "quorum_wait_s": 30, "leader_timeout_s": 60, "model": MODEL} | fields
-    return ContractSpec(platform=Platform.PYTORCH, merge_method=MergeMethod.MEAN, **settings)
+    return ContractSpec(platform=Platform.PYTORCH, merge=Merge(), **settings)
 
 
 def names(ledger: Any, contract: str | None = None) -> list[str]:
@@ -176,7 +177,8 @@ def test_creating_a_contract_again_needs_the_same_settings(training):
     ledger.create_contract(settings)
     for other in (
         replace(settings, platform=Platform.KERAS),
-        replace(settings, merge_method=MergeMethod.GEOMEDIAN),
+        replace(settings, merge=Merge(method=MergeMethod.GEOMEDIAN)),
+        replace(settings, merge=Merge(method=MergeMethod.KRUM)),
         replace(settings, min_peers=3),
         replace(settings, quorum_wait_s=1),
         replace(settings, leader_timeout_s=1),
@@ -187,7 +189,9 @@ def test_creating_a_contract_again_needs_the_same_settings(training):
     with pytest.raises(ModelMismatch):
         ledger.create_contract(replace(settings, model="22" * 32))
     assert names(ledger).count("ContractCreated") == 1
-    ledger.create_contract(replace(settings, name="lung"))
+    robust = Merge(method=MergeMethod.MULTIKRUM, num_byzantine=2, num_selected=3)
+    ledger.create_contract(replace(settings, name="lung", merge=robust))
+    assert ledger.contract("lung").spec.merge == robust
     assert [contract.spec.name for contract in ledger.contracts()] == ["heart", "lung"]
 
 

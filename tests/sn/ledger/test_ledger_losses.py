@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm_hpc.errors import Fenced, NotFound, NotLeader, RoundClaimed, RoundClosed, RoundError, TrainingOver
-from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, MergeMethod, Platform, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, Merge, Platform, RoundState
 
 MODEL = "11" * 32
 A, B, C = "alpha/sl/sl-1", "alpha/sl/sl-2", "alpha/sl/sl-3"
@@ -132,7 +132,7 @@ def test_dropping_the_last_check_in_ends_a_training_that_only_waited_for_it(netw
         ContractSpec(
             name="lung",
             platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=1,
             quorum_wait_s=0,
             leader_timeout_s=60,

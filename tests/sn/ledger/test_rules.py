@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from swarm_hpc.errors import SwarmError
-from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, MergeMethod, Platform, Round, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, Merge, Platform, Round, RoundState
 from swarm_hpc.sn.ledger import Ledger
 
 MODEL = "11" * 32
@@ -204,7 +204,7 @@ class Rules(RuleBasedStateMachine):
         spec = ContractSpec(
             name=self.contract,
             platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=min_peers,
             quorum_wait_s=quorum_wait_s,
             leader_timeout_s=LEADER_TIMEOUT_S,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm_hpc.errors import LedgerError
-from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, MergeMethod, Platform
+from swarm_hpc.records import CheckIn, ContractSpec, ContractState, FinishMode, Merge, Platform
 from swarm_hpc.sn.ledger import Ledger
 
 MODEL = "11" * 32
@@ -16,7 +16,7 @@ def join_all(ledger: Ledger, num_nodes: int) -> list[str]:
         ContractSpec(
             name="large",
             platform=Platform.PYTORCH,
-            merge_method=MergeMethod.MEAN,
+            merge=Merge(),
             min_peers=num_nodes,
             quorum_wait_s=0,
             leader_timeout_s=60,

@@ -24,6 +24,7 @@ class Model:
     """One tensor, and a momentum that is not merged."""
 
     platform = Platform.PYTORCH
+    in_arena = False
 
     def __init__(self):
         self.w, self.momentum = np.zeros(1000, np.float32), 0.0
@@ -36,6 +37,9 @@ class Model:
 
     def read(self, arena):
         self.w[:] = arena.array("w")
+
+    def release(self):
+        pass
 
     def validate(self):
         return Scores()

@@ -1,0 +1,271 @@
+"""How fast parameters travel between two processes on this host by mutual TLS 1.3, beside openssl's own tools.
+
+    python benchmarks/bench_transfer.py [--mib 400] [--repeats 5] [--json]
+
+In turn: a download from an SL's file server into memory that is used again, hash verified (as a leader fetches); the
+same file from `openssl s_server` by `openssl s_client` into /dev/null, with the same certificates and the cipher that
+the first one agreed on. CPU seconds are those of both processes. Then what a leader does: three peers' parameters at
+once, and after them the merge with its own, hash of the result included. Writes benchmarks/results/transfer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe, write_results
+from rich.console import Console
+from rich.table import Table
+
+from swarm_hpc.config import ConnectionConfig, IdentityConfig
+from swarm_hpc.identity import ca, certs
+from swarm_hpc.identity.certs import Identity
+from swarm_hpc.kernels.plan import Layout, TensorSpec, place
+from swarm_hpc.records import CheckIn, Kind, Merge, MergeMethod, NodeName
+from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.transport.client import expect_kind
+from swarm_hpc.transport.store import BlobStore
+from swarm_hpc.transport.transfer import download
+
+SERVER = Path(__file__).parent / "programs" / "blob_server.py"
+CIPHER = "TLS_AES_256_GCM_SHA384"
+"""What OpenSSL's defaults agree on, and therefore both."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=400, help="size of the parameters")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        identity = make_identities(folder)
+        store = BlobStore(folder / "store")
+        layout = place([TensorSpec("weight", "F32", (options.mib << 18,))])
+        names = [store.put(model(layout, seed)) for seed in range(4)]
+        ours, theirs = measure(folder, identity, names[0], layout.size_bytes, options.repeats)
+        leading = lead(folder, identity, layout, names, options.repeats)
+    rows = [row("swarm_hpc", ours, options.mib), row("openssl", theirs, options.mib)]
+    ratio = statistics.median(them[0] / us[0] for us, them in zip(ours, theirs, strict=True))
+    rows += leading
+    version = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout.strip()
+    write_results(
+        "transfer", {"machine": describe() | {"openssl": version}, "rows": rows, "times_openssl": round(ratio, 3)}
+    )
+    print(json.dumps({"rows": rows, "times_openssl": round(ratio, 3)})) if options.json else show(rows, ratio)
+
+
+def make_identities(folder: Path) -> Identity:
+    """A certificate for the server and one for the client, of one site's CA; the client's, loaded."""
+    ca.write_bundle({"alpha": ca.create_ca("alpha", "swarm.test", folder / "ca")}, "swarm.test", folder / "bundle.json")
+    for name in ("server", "client"):
+        cert, key = ca.issue(folder / "ca", NodeName("alpha", Kind.SL, name), folder / "certs")
+        shutil.copy(cert, folder / f"{name}.pem")
+        shutil.copy(key, folder / f"{name}.key")
+    return certs.load(
+        IdentityConfig(
+            cert=str(folder / "client.pem"), key=str(folder / "client.key"), bundle=str(folder / "bundle.json")
+        )
+    )
+
+
+def model(layout: Layout, seed: int) -> bytes:
+    """A blob of normally distributed values."""
+    data = bytearray(layout.size_bytes)
+    data[: len(layout.header)] = layout.header
+    [placed] = layout.tensors
+    values = np.frombuffer(data, np.float32, (placed.stop - placed.start) // 4, placed.start)
+    np.random.default_rng(seed).standard_normal(dtype=np.float32, out=values)
+    return bytes(data)
+
+
+def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Rows per method: fetching three blobs, then merging them with an own one and hashing the result; in turn."""
+    own, *others = names
+    blobs = {name: memoryview(bytearray(layout.size_bytes)) for name in names}
+    blobs[own][:] = BlobStore(folder / "store").path(own).read_bytes()
+    out = memoryview(bytearray(layout.size_bytes))
+    check_ins = [CheckIn(node=f"alpha/sl/{number}", blob=name, weight=1) for number, name in enumerate(names)]
+    methods = (MergeMethod.MEAN, MergeMethod.COORDMEDIAN, MergeMethod.GEOMEDIAN)
+    taken: dict[MergeMethod, list[tuple[float, float]]] = {method: [] for method in methods}
+    with our_server(folder) as (_, endpoint):
+
+        async def fetch() -> None:
+            connection = ConnectionConfig()
+            expect = expect_kind(Kind.SL)
+            await asyncio.gather(
+                *(
+                    download(identity, endpoint, name, expect=expect, connection=connection, buffer=blobs[name])
+                    for name in others
+                )
+            )
+
+        for turn in range(repeats + 1):
+            for number in range(len(methods)):
+                method = methods[(turn + number) % len(methods)]
+                start = time.perf_counter()
+                asyncio.run(fetch())
+                fetched = time.perf_counter()
+                merge_blobs(layout, Merge(method=method), check_ins, blobs, out)
+                if turn:  # the first one touches new memory
+                    taken[method].append((fetched - start, time.perf_counter() - fetched))
+    mib = 3 * layout.size_bytes >> 20
+    return [
+        {
+            "backend": f"3 peers, {method}",
+            "mib": mib,
+            "seconds": round(statistics.median(fetch_s for fetch_s, _ in runs), 4),
+            "mib_per_s": round(mib / statistics.median(fetch_s for fetch_s, _ in runs), 1),
+            "merge_s": round(statistics.median(merge_s for _, merge_s in runs), 4),
+            "merge_percent": round(100 * statistics.median(merge_s / fetch_s for fetch_s, merge_s in runs), 1),
+        }
+        for method, runs in taken.items()
+    ]
+
+
+Run = tuple[float, float]
+"""Seconds, and CPU seconds of both sides."""
+
+
+def measure(folder: Path, identity: Identity, blob: str, size: int, repeats: int) -> tuple[list[Run], list[Run]]:
+    buffer = memoryview(bytearray(size))
+    ours, theirs = [], []
+    with our_server(folder) as server, openssl_server(folder) as (their_pid, port):
+        path = BlobStore(folder / "store").path(blob)
+        for number in range(repeats + 1):
+            us, them = (
+                our_run(server, identity, blob, buffer),
+                openssl_run(folder, their_pid, port, path, count=number == 0),
+            )
+            if number:  # the first one fills the page cache
+                ours.append(us)
+                theirs.append(them)
+    return ours, theirs
+
+
+@contextmanager
+def our_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, str(SERVER), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield process, process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def our_run(server: tuple[subprocess.Popen[str], str], identity: Identity, blob: str, buffer: memoryview) -> Run:
+    process, endpoint = server
+    connection = ConnectionConfig()
+    before = server_cpu_s(process) + time.process_time()
+    start = time.perf_counter()
+    asyncio.run(download(identity, endpoint, blob, expect=expect_kind(Kind.SL), connection=connection, buffer=buffer))
+    taken = time.perf_counter() - start
+    return taken, server_cpu_s(process) + time.process_time() - before
+
+
+def server_cpu_s(process: subprocess.Popen[str]) -> float:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+@contextmanager
+def openssl_server(folder: Path) -> Iterator[tuple[int, int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = ["-cert", str(folder / "server.pem"), "-key", str(folder / "server.key"), "-CAfile", str(root(folder))]
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-WWW", "-quiet", "-tls1_3", *files]
+    command += ["-ciphersuites", CIPHER, "-Verify", "3", "-no_ticket"]
+    with subprocess.Popen(
+        command, cwd=folder / "store", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not listens(port):
+            if time.monotonic() > deadline:
+                raise TimeoutError("openssl s_server does not listen")
+            time.sleep(0.05)
+        yield process.pid, port
+        process.terminate()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def openssl_run(folder: Path, server_pid: int, port: int, path: Path, *, count: bool) -> Run:
+    files = ["-cert", str(folder / "client.pem"), "-key", str(folder / "client.key"), "-CAfile", str(root(folder))]
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-quiet", "-tls1_3", *files, "-ign_eof"]
+    request = f"GET /{path.relative_to(folder / 'store')} HTTP/1.0\r\n\r\n".encode()
+    before = process_cpu_s(server_pid) + children_cpu_s()
+    start = time.perf_counter()
+    # into a file that takes anything; how much it was, the first run counts
+    target = subprocess.PIPE if count else subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=target, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        process.stdin.write(request)
+        process.stdin.flush()
+        arrived = 0
+        while process.stdout is not None and (piece := os.read(process.stdout.fileno(), 1 << 20)):
+            arrived += len(piece)
+        process.wait(timeout=120)
+    taken = time.perf_counter() - start
+    assert not count or arrived >= path.stat().st_size, f"openssl sent {arrived} bytes"
+    return taken, process_cpu_s(server_pid) + children_cpu_s() - before
+
+
+def process_cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def root(folder: Path) -> Path:
+    """The site's CA certificate."""
+    return next(path for path in (folder / "ca").iterdir() if b"CERTIFICATE" in path.read_bytes())
+
+
+def row(backend: str, runs: list[Run], mib: int) -> dict[str, Any]:
+    seconds, cpu_s = statistics.median(run[0] for run in runs), statistics.median(run[1] for run in runs)
+    return {
+        "backend": backend,
+        "mib": mib,
+        "seconds": round(seconds, 4),
+        "mib_per_s": round(mib / seconds, 1),
+        "cpu_s_per_gib": round(cpu_s * 1024 / mib, 3),
+    }
+
+
+def show(rows: list[dict[str, Any]], ratio: float) -> None:
+    table = Table(title=f"mutual TLS 1.3 on one host: {ratio:.2f} times the speed of openssl's own tools")
+    names = ("backend", "mib", "seconds", "mib_per_s", "cpu_s_per_gib", "merge_s", "merge_percent")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="left" if name == "backend" else "right")
+    for one in rows:
+        table.add_row(*(str(one.get(name, "")) for name in names))
+    Console(file=sys.stdout, width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

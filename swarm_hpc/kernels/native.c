@@ -1,0 +1,724 @@
+/* The arithmetic of a merge for whole rows, with the very bits of its numpy twin, plain.py.
+
+   K peers, `rows` one flat array per peer. Nothing is allocated here but a scratch of some tiles; no threads, no
+   globals: the caller cuts the rows into slices. Every sum has one order, and no multiplication is fused with an
+   addition (compile with -ffp-contract=off), so the bits depend neither on the instruction set nor on the slices.
+
+   The file includes itself: once for each instruction set, in there once for float and once for double. */
+
+#ifndef SET
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define TILE 512 /* elements of a peer that are worked on at a time: 16 peers' fit the second cache */
+#define BLOCK (1 << 18) /* elements whose products are added up by themselves: plain.BLOCK */
+#define SUMS 8192 /* elements of a mean that are added up in the cache, GROUP peers at a time */
+#define GROUP 8 /* rows that are read at once: a processor foresees no more by itself */
+#define AHEAD 1024 /* elements by which the reading of more rows is announced */
+#define MAX_STRAIGHT 16 /* peers whose values are sorted in registers */
+#define ALWAYS static inline __attribute__((always_inline))
+#define JOIN3(a, b, c) a##_##b##_##c
+#define NAME3(a, b, c) JOIN3(a, b, c)
+#define NAME(function) NAME3(function, REAL, SET)
+
+enum dtype { F64, F32, BF16, F16 }; /* as in native.py; so are the structs */
+static const size_t width_of[] = {8, 4, 2, 2};
+struct rows {
+    int64_t dtype;
+    int64_t num_peers;
+    int64_t size;
+    const void *const *rows;
+};
+struct order { /* of a median or trimmed mean */
+    const int64_t *counts; /* weights.quanta */
+    int64_t lower, upper; /* weights.bounds, or of a trimmed mean: weight below and above which nothing counts */
+    double unit; /* of a trimmed mean: 1 / (weight that counts) */
+    int64_t num_comparators;
+    const int64_t *comparators; /* pairs that sort the peers; only used where they are not sorted in registers */
+};
+enum measure { GRAM, SQUARES, PRODUCTS };
+
+/* Batcher's merge exchange (Knuth 5.2.2 M) for 16; without the comparators beyond N, it is that for N. */
+#define NETWORK(S) \
+    S(0, 8) S(1, 9) S(2, 10) S(3, 11) S(4, 12) S(5, 13) S(6, 14) S(7, 15) \
+    S(0, 4) S(1, 5) S(2, 6) S(3, 7) S(8, 12) S(9, 13) S(10, 14) S(11, 15) \
+    S(4, 8) S(5, 9) S(6, 10) S(7, 11) \
+    S(0, 2) S(1, 3) S(4, 6) S(5, 7) S(8, 10) S(9, 11) S(12, 14) S(13, 15) \
+    S(2, 8) S(3, 9) S(6, 12) S(7, 13) \
+    S(2, 4) S(3, 5) S(6, 8) S(7, 9) S(10, 12) S(11, 13) \
+    S(0, 1) S(2, 3) S(4, 5) S(6, 7) S(8, 9) S(10, 11) S(12, 13) S(14, 15) \
+    S(1, 8) S(3, 10) S(5, 12) S(7, 14) \
+    S(1, 4) S(3, 6) S(5, 8) S(7, 10) S(9, 12) S(11, 14) \
+    S(1, 2) S(3, 4) S(5, 6) S(7, 8) S(9, 10) S(11, 12) S(13, 14)
+#define EACH8(S) S(0) S(1) S(2) S(3) S(4) S(5) S(6) S(7)
+#define EACH16(S) EACH8(S) S(8) S(9) S(10) S(11) S(12) S(13) S(14) S(15)
+
+/* Narrow floats by their bits: the compilers' own types are not everywhere. Written for the vectoriser. */
+static inline float from_half(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff, bits;
+    float small = (float)(int32_t)rest * 0x1p-24f; /* right for denormal ones */
+    uint32_t small_bits;
+    memcpy(&small_bits, &small, 4);
+    bits = (rest << 13) + 0x38000000u;
+    bits = rest >= 0x7c00 ? bits + 0x38000000u : bits;
+    bits = rest < 0x0400 ? small_bits : bits;
+    bits |= sign;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline uint16_t to_half(float value) {
+    uint32_t bits, sign, lost;
+    memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    float magnitude, shifted;
+    memcpy(&magnitude, &bits, 4);
+    shifted = magnitude + 0.5f; /* rounds a result that is denormal: its bits are at the end of 0.5's */
+    memcpy(&lost, &shifted, 4);
+    uint32_t normal = (bits - 0x38000000u + 0x0fff + (bits >> 13 & 1)) >> 13;
+    uint32_t result = bits < 0x38800000u ? lost - 0x3f000000u : normal;
+    result = bits >= 0x477ff000u ? 0x7c00 : result;
+    result = bits > 0x7f800000u ? 0x7e00 : result;
+    return (uint16_t)(sign | result);
+}
+static inline float from_bfloat(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline uint16_t to_bfloat(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000u ? 0x7fc0 | (bits >> 16 & 0x8000) : rounded);
+}
+
+static inline void streamed(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+static int all_equal(const struct order *order, int64_t num_peers) {
+    for (int64_t peer = 1; peer < num_peers; peer++)
+        if (order->counts[peer] != order->counts[0])
+            return 0;
+    return 1;
+}
+/* Whether between two neighbouring values lies more than the slack of weights.bounds. */
+static int all_count(const struct order *order, int64_t num_peers) {
+    for (int64_t peer = 0; peer < num_peers; peer++)
+        if (order->counts[peer] <= 2 * num_peers)
+            return 0;
+    return 1;
+}
+
+/* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SET plain
+#define BYTES 16
+#define PAIRS 2
+#define STRAIGHT 0
+#include "native.c"
+#undef SET
+#undef BYTES
+#undef STRAIGHT
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#define SET avx2
+#define BYTES 32
+#define STRAIGHT 1
+#include "native.c"
+#undef SET
+#undef BYTES
+#undef PAIRS
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define SET avx512
+#define BYTES 64
+#define PAIRS 4
+#include "native.c"
+#undef SET
+#pragma GCC pop_options
+#define PICK(set, function, real) \
+    (set == 2 ? NAME3(function, real, avx512) : set == 1 ? NAME3(function, real, avx2) : NAME3(function, real, plain))
+static int best(void) {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") ? 1 : 0;
+}
+#else
+#define SET plain
+#define BYTES 16
+#define PAIRS 2
+#define STRAIGHT 1
+#include "native.c"
+#undef SET
+#define PICK(set, function, real) NAME3(function, real, plain)
+static int best(void) { return 0; }
+#endif
+
+/* The rest is what native.py calls. `set`: 0 plain, 1 AVX2, 2 AVX-512; at most swarm_best(). Returns 0: no memory. */
+#define CALL(function, ...) \
+    (rows->dtype == F64 ? PICK(set, function, double)(__VA_ARGS__) : PICK(set, function, float)(__VA_ARGS__))
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT int swarm_best(void) { return best(); }
+EXPORT int swarm_mean(int set, const struct rows *rows, const double *parts, void *out) {
+    return CALL(mean, rows, parts, out);
+}
+EXPORT int swarm_median(int set, const struct rows *rows, const struct order *order, void *out) {
+    return CALL(median, rows, order, out);
+}
+EXPORT int swarm_trimmed_mean(int set, const struct rows *rows, const struct order *order, void *out) {
+    return CALL(trimmed_mean, rows, order, out);
+}
+/* `table`: for each BLOCK of the rows K x K sums, of which those with second >= first are set. */
+EXPORT int swarm_sums(int set, const struct rows *rows, int measure, int64_t centre, double *table) {
+    if (measure == GRAM)
+        return CALL(sums, rows, GRAM, centre, table);
+    return measure == SQUARES ? PICK(set, sums, double)(rows, SQUARES, centre, table)
+                              : PICK(set, sums, double)(rows, PRODUCTS, centre, table);
+}
+/* For each peer: whether no value is NaN or beyond `limit`. */
+EXPORT int swarm_bounded(int set, const struct rows *rows, double limit, uint8_t *bounded) {
+    return CALL(bounded, rows, limit, bounded);
+}
+
+#elif !defined(REAL)
+
+#define REAL float
+#define WHOLE int32_t
+#include "native.c"
+#undef REAL
+#undef WHOLE
+#define REAL double
+#define WHOLE int64_t
+#include "native.c"
+#undef REAL
+#undef WHOLE
+
+#else
+
+#define NARROW (sizeof(REAL) == 4)
+
+/* One tile of one peer: where it lies, or widened (and filled up with zeros) in `room`. */
+ALWAYS const REAL *NAME(tile)(const struct rows *rows, int64_t peer, int64_t start, REAL *room) {
+    int64_t size = rows->size - start < TILE ? rows->size - start : TILE;
+    const char *source = (const char *)rows->rows[peer] + start * width_of[rows->dtype];
+    uint16_t narrow[TILE];
+    float single[TILE];
+    if (rows->dtype == (NARROW ? F32 : F64)) {
+        if (size == TILE)
+            return (const REAL *)source;
+        memcpy(room, source, size * sizeof(REAL));
+    } else if (rows->dtype == F32) {
+        memcpy(single, source, size * 4);
+        for (int64_t i = 0; i < size; i++)
+            room[i] = (REAL)single[i];
+    } else {
+        memcpy(narrow, source, size * 2);
+        if (rows->dtype == BF16)
+            for (int64_t i = 0; i < size; i++)
+                room[i] = (REAL)from_bfloat(narrow[i]);
+        else
+            for (int64_t i = 0; i < size; i++)
+                room[i] = (REAL)from_half(narrow[i]);
+    }
+    for (int64_t i = size; i < TILE; i++)
+        room[i] = 0;
+    return room;
+}
+/* The tiles of all peers at `start`; `room` has one for each. */
+ALWAYS void NAME(tiles)(const struct rows *rows, int64_t start, REAL *room, const REAL **tiles) {
+    for (int64_t peer = 0; peer < rows->num_peers; peer++)
+        tiles[peer] = NAME(tile)(rows, peer, start, room + peer * TILE);
+}
+/* Room for a tile of each peer, and `more` tiles; and the table of where the peers' tiles are. */
+ALWAYS int NAME(room)(const struct rows *rows, int64_t more, REAL **room, const REAL ***tiles) {
+    *tiles = malloc(rows->num_peers * sizeof(REAL *));
+    *room = aligned_alloc(64, (rows->num_peers + more) * TILE * sizeof(REAL));
+    return *tiles != NULL && *room != NULL;
+}
+/* To memory, past the cache: without reading its line first. */
+ALWAYS void NAME(stream)(void *restrict target, const void *restrict source, size_t size) {
+#if defined(__SSE2__)
+    char *to = target;
+    const char *from = source;
+    const size_t step = BYTES == 64 ? 64 : 16;
+    size_t ahead = -(uintptr_t)to & (step - 1);
+    ahead = ahead < size ? ahead : size;
+    memcpy(to, from, ahead);
+    for (to += ahead, from += ahead, size -= ahead; size >= step; to += step, from += step, size -= step)
+#if BYTES == 64
+        _mm512_stream_si512((void *)to, _mm512_loadu_si512(from));
+#else
+        _mm_stream_si128((void *)to, _mm_loadu_si128((const void *)from));
+#endif
+    memcpy(to, from, size);
+#else
+    memcpy(target, source, size);
+#endif
+}
+/* At most TILE results into `out`, each NaN in its one form. */
+ALWAYS void NAME(put)(const struct rows *rows, int64_t start, int64_t size, REAL *result, void *out) {
+    char *target = (char *)out + start * width_of[rows->dtype];
+    uint16_t narrow[TILE];
+    for (int64_t i = 0; i < size; i++)
+        result[i] = result[i] == result[i] ? result[i] : (REAL)NAN;
+    if (rows->dtype <= F32) {
+        NAME(stream)(target, result, size * sizeof(REAL));
+        return;
+    }
+    if (rows->dtype == BF16)
+        for (int64_t i = 0; i < size; i++)
+            narrow[i] = to_bfloat((float)result[i]);
+    else
+        for (int64_t i = 0; i < size; i++)
+            narrow[i] = to_half((float)result[i]);
+    NAME(stream)(target, narrow, size * 2);
+}
+
+/* sum + first term + second term ..., of `count` peers. */
+#define SOURCE(k) const char *row##k = k < count ? (const char *)rows[k] + start * width_of[dtype] : NULL;
+#define PART(k) const REAL part##k = k < count ? (REAL)parts[k] : 0;
+#define TERM(k) \
+    if (k < count) { \
+        REAL value = dtype <= F32 ? ((const REAL *)row##k)[i] \
+            : dtype == BF16       ? (REAL)from_bfloat(((const uint16_t *)row##k)[i]) \
+                                  : (REAL)from_half(((const uint16_t *)row##k)[i]); \
+        total += value * part##k; \
+    }
+ALWAYS void NAME(add_terms)(
+    const int dtype, const int count, const void *const *rows, const double *parts, int64_t start, int64_t size,
+    REAL *restrict sum) {
+    EACH8(SOURCE)
+    EACH8(PART)
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; i++) {
+        REAL total = sum[i];
+        EACH8(TERM)
+        sum[i] = total;
+    }
+}
+#define COUNT(dtype, count) \
+    case count: NAME(add_terms)(dtype, count, rows, parts, start, size, sum); break;
+#define COUNTS(dtype) \
+    switch (count) { \
+        COUNT(dtype, 1) COUNT(dtype, 2) COUNT(dtype, 4) COUNT(dtype, GROUP) \
+    } \
+    break;
+static void NAME(add_group)(
+    int64_t dtype, int64_t count, const void *const *rows, const double *parts, int64_t start, int64_t size, REAL *sum) {
+    switch (dtype) {
+        case BF16: COUNTS(BF16)
+        case F16: COUNTS(F16)
+        default: COUNTS(NARROW ? F32 : F64)
+    }
+}
+static int NAME(mean)(const struct rows *rows, const double *parts, void *out) {
+    REAL *sum = aligned_alloc(64, SUMS * sizeof(REAL));
+    for (int64_t start = 0; sum != NULL && start < rows->size; start += SUMS) {
+        int64_t size = rows->size - start < SUMS ? rows->size - start : SUMS;
+        for (int64_t i = 0; i < size; i++)
+            sum[i] = -(REAL)0; /* -0 + x is x for every x */
+        for (int64_t peer = 0, count = GROUP; peer < rows->num_peers; peer += count) {
+            while (count > rows->num_peers - peer)
+                count /= 2;
+            NAME(add_group)(rows->dtype, count, rows->rows + peer, parts + peer, start, size, sum);
+        }
+        for (int64_t i = 0; i < size; i += TILE)
+            NAME(put)(rows, start + i, size - i < TILE ? size - i : TILE, sum + i, out);
+    }
+    streamed();
+    free(sum);
+    return sum != NULL;
+}
+
+/* One that is both must not be halved, it may be denormal; -0 becomes 0. */
+ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
+    REAL between = lower * (REAL)0.5 + upper * (REAL)0.5;
+    return (lower == upper ? lower : between) + (REAL)0;
+}
+/* The part of a value's count that lies between `below` and `above`, when `before` is counted before it. */
+#define KEPT(count) \
+    WHOLE from = before < below ? below : before; \
+    before += (count); \
+    WHOLE kept = (before > above ? above : before) - from;
+
+#if STRAIGHT
+/* Sort what lies at `i` of N tiles, NaN last. */
+#define FETCH(k) \
+    REAL v##k = k < N ? tiles[k < N ? k : 0][i] : (REAL)INFINITY; \
+    v##k = v##k < (REAL)INFINITY ? v##k : (REAL)INFINITY;
+#define EXCHANGE(a, b) \
+    if (b < N) { \
+        REAL low = v##b < v##a ? v##b : v##a, high = v##b < v##a ? v##a : v##b; \
+        v##a = low; \
+        v##b = high; \
+    }
+#define SORTED EACH16(FETCH) NETWORK(EXCHANGE)
+/* Loops over lanes that the compiler makes into vectors, while the rows' next elements come. */
+#define LANES(i) \
+    for (int64_t lanes = 0; lanes < TILE; lanes += 16) { \
+        if (N > GROUP) \
+            for (int k = 0; k < N; k++) \
+                __builtin_prefetch(tiles[k] + lanes + AHEAD, 0, 2); \
+        _Pragma("GCC ivdep") for (int64_t i = lanes; i < lanes + 16; i++)
+
+/* Weighted: of the sorted values the last with less than `below` counted before it, by bisection; of values that are
+   equal the first one decides. The upper median is it or the next one: see all_count. */
+#define LESS(k) \
+    if (k < N) \
+        before = tiles[k][i] < pivot ? before + counts[k] : before;
+#define PROBE(value, accepted) \
+    { \
+        REAL pivot = value; \
+        WHOLE before = 0; \
+        EACH16(LESS) \
+        accepted = before < below; \
+        lower = accepted ? pivot : lower; \
+        next = accepted ? next : pivot; \
+        next_before = accepted ? next_before : before; \
+    }
+ALWAYS void NAME(median_of)(
+    const int N, const int equal, const REAL *const *tiles, const struct order *order, REAL *restrict result) {
+    const WHOLE below = (WHOLE)order->lower, above = (WHOLE)order->upper;
+    WHOLE counts[MAX_STRAIGHT];
+    for (int k = 0; k < N; k++)
+        counts[k] = (WHOLE)order->counts[k];
+    LANES(i) {
+        SORTED
+        if (equal) {
+            const REAL sorted[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
+            result[i] = NAME(middle)(sorted[(N - 1) / 2], sorted[N / 2]);
+        } else {
+            REAL lower = v0, next = v0;
+            WHOLE next_before = above;
+            int above7 = 0, by4 = 0, by2 = 0, by1 = 0;
+            if (N > 8)
+                PROBE(v8, above7)
+            REAL w1 = above7 ? v9 : v1, w2 = above7 ? v10 : v2, w3 = above7 ? v11 : v3, w4 = above7 ? v12 : v4;
+            REAL w5 = above7 ? v13 : v5, w6 = above7 ? v14 : v6, w7 = above7 ? v15 : v7;
+            if (N > 4)
+                PROBE(w4, by4)
+            w1 = by4 ? w5 : w1;
+            w2 = by4 ? w6 : w2;
+            w3 = by4 ? w7 : w3;
+            if (N > 2)
+                PROBE(w2, by2)
+            w1 = by2 ? w3 : w1;
+            if (N > 1)
+                PROBE(w1, by1)
+            result[i] = NAME(middle)(lower, next_before < above ? next : lower);
+        }
+    } }
+}
+/* Only for equal counts: what is kept of each place is known beforehand. */
+#define KEEP(k) \
+    if (k < N && keeps[k]) \
+        total += v##k * factor[k];
+ALWAYS void NAME(trimmed_of)(const int N, const REAL *const *tiles, const struct order *order, REAL *restrict result) {
+    const WHOLE below = (WHOLE)order->lower, above = (WHOLE)order->upper;
+    REAL factor[MAX_STRAIGHT];
+    int keeps[MAX_STRAIGHT];
+    WHOLE before = 0;
+    for (int k = 0; k < N; k++) {
+        KEPT((WHOLE)order->counts[k])
+        keeps[k] = kept > 0;
+        factor[k] = (REAL)kept * (REAL)order->unit;
+    }
+    LANES(i) {
+        SORTED
+        REAL total = 0;
+        EACH16(KEEP)
+        result[i] = total + (REAL)0;
+    } }
+}
+#define TRIMMED(N) \
+    case N: NAME(trimmed_of)(N, tiles, order, result); return 1;
+#define EQUAL(N) \
+    case N: NAME(median_of)(N, 1, tiles, order, result); return 1;
+#define UNEQUAL(N) \
+    case N: NAME(median_of)(N, 0, tiles, order, result); return 1;
+#define CASES(S) S(1) S(2) S(3) S(4) S(5) S(6) S(7) S(8) S(9) S(10) S(11) S(12) S(13) S(14) S(15) S(16)
+#endif
+
+/* Whether a tile could be done in registers, and was. */
+static int NAME(straight)(
+    int trimmed, int64_t num_peers, const REAL *const *tiles, const struct order *order, REAL *result) {
+#if STRAIGHT
+    if (NARROW && trimmed && all_equal(order, num_peers))
+        switch (num_peers) { CASES(TRIMMED) }
+    if (NARROW && !trimmed && all_equal(order, num_peers))
+        switch (num_peers) { CASES(EQUAL) }
+    if (NARROW && !trimmed && all_count(order, num_peers))
+        switch (num_peers) { CASES(UNEQUAL) }
+#endif
+    return 0;
+}
+
+/* Any number of peers, sorted in the cache. `room`: the values, then the counts, a tile for each peer. */
+static void NAME(sort)(int64_t num_peers, const REAL *const *tiles, const struct order *order, REAL *room) {
+    WHOLE *counts = (WHOLE *)(room + num_peers * TILE);
+    for (int64_t peer = 0; peer < num_peers; peer++)
+        for (int64_t i = 0; i < TILE; i++) {
+            REAL value = tiles[peer][i];
+            room[peer * TILE + i] = value < (REAL)INFINITY ? value : (REAL)INFINITY;
+            counts[peer * TILE + i] = (WHOLE)order->counts[peer];
+        }
+    for (int64_t number = 0; number < order->num_comparators; number++) {
+        int64_t first = order->comparators[2 * number] * TILE, second = order->comparators[2 * number + 1] * TILE;
+        REAL *restrict values = room + first, *restrict others = room + second;
+        WHOLE *restrict here = counts + first, *restrict there = counts + second;
+        for (int64_t i = 0; i < TILE; i++) {
+            REAL a = values[i], b = others[i];
+            WHOLE c = here[i], d = there[i];
+            int swap = b < a;
+            values[i] = swap ? b : a;
+            others[i] = swap ? a : b;
+            here[i] = swap ? d : c;
+            there[i] = swap ? c : d;
+        }
+    }
+}
+static void NAME(sorted)(
+    int trimmed, int64_t num_peers, const REAL *const *tiles, const struct order *order, REAL *room,
+    REAL *restrict result) {
+    const WHOLE below = (WHOLE)order->lower, above = (WHOLE)order->upper;
+    const WHOLE *counts = (const WHOLE *)(room + num_peers * TILE);
+    const REAL unit = (REAL)order->unit;
+    NAME(sort)(num_peers, tiles, order, room);
+    WHOLE counted[TILE] = {0};
+    REAL first[TILE], second[TILE]; /* lower and upper, or the total */
+    for (int64_t i = 0; i < TILE; i++)
+        first[i] = second[i] = trimmed ? 0 : room[i];
+    for (int64_t peer = 0; peer < num_peers; peer++) {
+        const REAL *values = room + peer * TILE;
+        const WHOLE *own = counts + peer * TILE;
+        for (int64_t i = 0; trimmed && i < TILE; i++) {
+            WHOLE before = counted[i];
+            KEPT(own[i])
+            first[i] += kept > 0 ? values[i] * ((REAL)kept * unit) : (REAL)0;
+            counted[i] = before;
+        }
+        for (int64_t i = 0; !trimmed && i < TILE; i++) {
+            first[i] = counted[i] < below ? values[i] : first[i];
+            second[i] = counted[i] < above ? values[i] : second[i];
+            counted[i] += own[i];
+        }
+    }
+    for (int64_t i = 0; i < TILE; i++)
+        result[i] = trimmed ? first[i] + (REAL)0 : NAME(middle)(first[i], second[i]);
+}
+ALWAYS int NAME(ordered)(int trimmed, const struct rows *rows, const struct order *order, void *out) {
+    REAL result[TILE] __attribute__((aligned(64)));
+    REAL *room;
+    const REAL **tiles;
+    int64_t num_peers = rows->num_peers;
+    int done = NAME(room)(rows, 2 * num_peers, &room, &tiles);
+    for (int64_t start = 0; done && start < rows->size; start += TILE) {
+        NAME(tiles)(rows, start, room, tiles);
+        if (!NAME(straight)(trimmed, num_peers, tiles, order, result))
+            NAME(sorted)(trimmed, num_peers, tiles, order, room + num_peers * TILE, result);
+        NAME(put)(rows, start, rows->size - start < TILE ? rows->size - start : TILE, result, out);
+    }
+    streamed();
+    free(room);
+    free(tiles);
+    return done;
+}
+static int NAME(median)(const struct rows *rows, const struct order *order, void *out) {
+    return NAME(ordered)(0, rows, order, out);
+}
+static int NAME(trimmed_mean)(const struct rows *rows, const struct order *order, void *out) {
+    return NAME(ordered)(1, rows, order, out);
+}
+
+/* Sums of products over the elements: in 64 bytes of lanes within a tile, in 8 doubles within a block. */
+#define VECTOR NAME(vector)
+#define LOOSE NAME(loose)
+#define WIDE NAME(wide)
+#define STEP (64 / (int)sizeof(REAL))
+#define PARTS (64 / BYTES)
+typedef REAL VECTOR __attribute__((vector_size(BYTES)));
+typedef REAL LOOSE __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+struct WIDE {
+    double sum[8];
+};
+#define LOAD(place, part) (*(const LOOSE *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
+    REAL each[STEP] __attribute__((aligned(64)));
+    memcpy(each, lanes, sizeof each);
+    for (int lane = 0; lane < 8; lane++)
+        wide->sum[lane] += (double)each[lane];
+    if (NARROW)
+        for (int lane = 0; lane < 8; lane++)
+            wide->sum[lane] += (double)each[STEP - 8 + lane];
+}
+/* num_first tiles against num_second others', or `same`, among themselves. `ahead`: what will be read next. */
+#define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
+ALWAYS void NAME(pairs)(
+    const int num_first, const int num_second, const int same, const int squares, const REAL *middle,
+    const REAL *const *first, const REAL *const *second, const REAL *const *ahead, struct WIDE *const *wide) {
+    VECTOR lanes[PAIRS][PAIRS][PARTS];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t i = 0; i < TILE; i += STEP) {
+        if (same && ahead != NULL)
+            for (int a = 0; a < num_first; a++)
+                __builtin_prefetch(ahead[a] + i, 0, 2);
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            VECTOR left[PAIRS], right[PAIRS], centre = {0};
+            if (!squares)
+                centre = LOAD(middle + i, part);
+#pragma GCC unroll 4
+            for (int a = 0; a < PAIRS; a++)
+                if (a < num_first)
+                    left[a] = LOAD(first[a] + i, part) - centre;
+#pragma GCC unroll 4
+            for (int b = 0; b < PAIRS; b++)
+                if (b < num_second) {
+                    right[b] = LOAD(second[b] + i, part) - centre;
+                    if (same)
+                        right[b] = left[b];
+                }
+#pragma GCC unroll 4
+            for (int a = 0; a < PAIRS; a++)
+#pragma GCC unroll 4
+                for (int b = 0; b < PAIRS; b++)
+                    if (WANTED(a, b)) {
+                        VECTOR difference = left[a] - right[b];
+                        lanes[a][b][part] += squares ? difference * difference : left[a] * right[b];
+                    }
+        }
+    }
+#pragma GCC unroll 4
+    for (int a = 0; a < PAIRS; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < PAIRS; b++)
+            if (WANTED(a, b))
+                NAME(flush)(lanes[a][b], wide[a] + b);
+}
+#define ACROSS(a, b) \
+    case 8 * a + b: NAME(pairs)(a, b, 0, squares, middle, tiles + first, tiles + second, NULL, where); break;
+#define ALONE(a) \
+    case a: NAME(pairs)(a, a, 1, squares, middle, tiles + first, tiles + first, ahead ? ahead + first : NULL, where); break;
+/* All peers' tiles against each other. `wide`: a K x K table, of which only second >= first is used. */
+ALWAYS void NAME(all_pairs)(
+    const int squares, const REAL *middle, int64_t num_peers, const REAL *const *tiles, const REAL *const *ahead,
+    struct WIDE *wide) {
+    for (int64_t first = 0; first < num_peers; first += PAIRS)
+        for (int64_t second = first; second < num_peers; second += PAIRS) {
+            int num_first = num_peers - first < PAIRS ? (int)(num_peers - first) : PAIRS;
+            int num_second = num_peers - second < PAIRS ? (int)(num_peers - second) : PAIRS;
+            struct WIDE *where[PAIRS];
+            for (int a = 0; a < num_first; a++)
+                where[a] = wide + (first + a) * num_peers + second;
+            if (first == second)
+                switch (num_first) {
+                    ALONE(1) ALONE(2)
+#if PAIRS == 4
+                    ALONE(3) ALONE(4)
+#endif
+                }
+            else
+                switch (8 * num_first + num_second) {
+                    ACROSS(PAIRS, 1) ACROSS(PAIRS, 2)
+#if PAIRS == 4
+                    ACROSS(PAIRS, 3) ACROSS(PAIRS, 4)
+#endif
+                }
+        }
+}
+/* The eight lanes of each two peers, added up by halves. */
+static void NAME(fold)(int64_t num_peers, const struct WIDE *wide, double *table) {
+    for (int64_t k = 0; k < num_peers * num_peers; k++) {
+        const double *s = wide[k].sum;
+        double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
+        table[k] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+}
+static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, double *table) {
+    REAL *room;
+    const REAL **tiles, **ahead;
+    int64_t num_peers = rows->num_peers, square = num_peers * num_peers;
+    int done = NAME(room)(rows, 0, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
+    struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
+    ahead = malloc(num_peers * sizeof(REAL *));
+    done = done && wide != NULL && ahead != NULL;
+    for (int64_t start = 0; done && start < rows->size; start += TILE) {
+        if (start % BLOCK == 0)
+            memset(wide, 0, square * sizeof(struct WIDE));
+        NAME(tiles)(rows, start, room, tiles);
+        for (int64_t peer = 0; direct && peer < num_peers; peer++)
+            ahead[peer] = (const REAL *)rows->rows[peer] + start + TILE;
+        if (measure == SQUARES)
+            NAME(all_pairs)(1, tiles[0], num_peers, tiles, direct ? ahead : NULL, wide);
+        else /* of differences from the centre */
+            NAME(all_pairs)(0, tiles[centre], num_peers, tiles, direct ? ahead : NULL, wide);
+        if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
+            NAME(fold)(num_peers, wide, table + start / BLOCK * square);
+    }
+    free(ahead);
+    free(wide);
+    free(room);
+    free(tiles);
+    return done;
+}
+static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded) {
+    const REAL most = NARROW && limit > FLT_MAX ? (REAL)FLT_MAX : (REAL)limit;
+    REAL room[TILE];
+    for (int64_t peer = 0; peer < rows->num_peers; peer++) {
+        int bad = 0;
+        for (int64_t start = 0; !bad && start < rows->size; start += TILE) {
+            const REAL *tile = NAME(tile)(rows, peer, start, room);
+            for (int64_t i = 0; i < TILE; i++)
+                bad |= !(tile[i] <= most && tile[i] >= -most);
+        }
+        bounded[peer] = !bad;
+    }
+    return 1;
+}
+#undef NARROW
+#undef SOURCE
+#undef PART
+#undef TERM
+#undef COUNT
+#undef COUNTS
+#undef KEPT
+#undef FETCH
+#undef EXCHANGE
+#undef SORTED
+#undef LANES
+#undef LESS
+#undef PROBE
+#undef KEEP
+#undef TRIMMED
+#undef EQUAL
+#undef UNEQUAL
+#undef CASES
+#undef VECTOR
+#undef LOOSE
+#undef WIDE
+#undef STEP
+#undef PARTS
+#undef LOAD
+#undef WANTED
+#undef ACROSS
+#undef ALONE
+
+#endif

@@ -1,0 +1,146 @@
+"""Every backend gives the bits of numpy's: for all dtypes, peers, odd sizes and odd values; and sums are right."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_hpc.errors import MergeError
+from swarm_hpc.kernels import cpu
+from swarm_hpc.kernels.arena import DTYPES
+from swarm_hpc.kernels.native import Native, sets
+from swarm_hpc.kernels.plain import BLOCK, TILE, Measure, Order, Plain
+from swarm_hpc.kernels.robust import trim_bounds
+from swarm_hpc.kernels.weights import bounds, quanta, shares
+
+PLAIN, *OTHERS = cpu.backends()
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, 6e-8, 65504.0, 1e-42, -1e-42, 3e38, -3e38, np.inf, -np.inf, np.nan]
+FLOATS = ("F64", "F32", "F16", "BF16")
+SIZES = (1, 15, 17, TILE, 2 * TILE + 77)
+
+
+def rows_of(num_peers, size, dtype, chance, share_special=0.5):
+    values = chance.standard_normal((num_peers, size))
+    special = chance.random(values.shape) < share_special
+    values[special] = chance.choice(SPECIAL, special.sum())
+    with np.errstate(all="ignore"):
+        return [row.astype(DTYPES[dtype]) for row in values]
+
+
+def weights_of(num_peers):
+    yield [1.0] * num_peers
+    yield [float(1 + (7 * peer) % 5) for peer in range(num_peers)]
+    # one that hardly counts: less than the rounding of the weights
+    yield [1e-9 if peer == 1 else 1.0 for peer in range(num_peers)]
+
+
+def elementwise(backend, rows, weights):
+    """The results of all functions that work element by element, and what they are called."""
+    parts = shares(weights, len(rows))
+    counts = quanta(parts)
+    out = np.full_like(rows[0], 77)
+    backend.mean(rows, parts, out)
+    yield "mean", out.tobytes()
+    backend.median(rows, Order(counts, *bounds(counts)), out)
+    yield "median", out.tobytes()
+    for trim in (0.0, 0.3):
+        low, high = trim_bounds(counts, trim)
+        backend.trimmed_mean(rows, Order(counts, low, high, 1 / (high - low)), out)
+        yield f"trimmed mean {trim}", out.tobytes()
+
+
+def same(found, wanted):
+    """Of the sums above the diagonal: equal, or neither is finite (of a NaN the sign does not matter)."""
+    above = np.triu_indices(found.shape[1], 1)
+    found, wanted = (table[:, above[0], above[1]] for table in (found, wanted))
+    return bool(((found == wanted) | (~np.isfinite(found) & ~np.isfinite(wanted))).all())
+
+
+def test_there_is_more_than_numpy_where_a_compiler_is():
+    assert isinstance(PLAIN, Plain)
+    if not OTHERS:
+        pytest.skip("native.c was not compiled: no C compiler at `make setup`")
+    assert [backend.name for backend in OTHERS] == [f"native ({name})" for name in sets()]
+
+
+def test_instructions_that_are_not_here_are_refused():
+    with pytest.raises(MergeError, match="no kernels for sse9 here"):
+        Native("sse9")
+
+
+@pytest.mark.parametrize("num_peers", [1, 2, 3, 4, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_backend_has_the_bits_of_numpy(dtype, num_peers):
+    chance = np.random.default_rng(num_peers)
+    for size in SIZES:
+        for share_special in (0, 0.5):
+            rows = rows_of(num_peers, size, dtype, chance, share_special)
+            for weights in weights_of(num_peers):
+                wanted = dict(elementwise(PLAIN, rows, weights))
+                for backend in OTHERS:
+                    for name, found in elementwise(backend, rows, weights):
+                        assert found == wanted[name], (backend.name, name, size, weights)
+            bounded = PLAIN.bounded(rows, 2.0**480)
+            assert bounded == [bool(np.isfinite(row.astype(float)).all()) for row in rows]
+            for backend in OTHERS:
+                assert backend.bounded(rows, 2.0**480) == bounded
+                for measure in Measure:
+                    found, wanted_sums = (one.sums(rows, measure, num_peers // 2) for one in (backend, PLAIN))
+                    assert same(found, wanted_sums), (backend.name, measure, size)
+
+
+value = st.sampled_from(SPECIAL)
+
+
+@given(
+    st.lists(st.tuples(value, value, st.integers(1, 3)), min_size=1, max_size=18),
+    st.sampled_from(FLOATS),
+)
+def test_ties_zeros_infinities_and_denormal_values_have_the_bits_of_numpy(drawn, dtype):
+    with np.errstate(all="ignore"):
+        rows = [np.array(row[:2]).astype(DTYPES[dtype]) for row in drawn]
+    weights = [float(row[2]) for row in drawn]
+    wanted = dict(elementwise(PLAIN, rows, weights))
+    for backend in OTHERS:
+        assert dict(elementwise(backend, rows, weights)) == wanted
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("backend", OTHERS, ids=lambda backend: backend.name)
+def test_every_half_float_there_is_is_read_and_written_as_numpy_does(backend, dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[dtype])
+    # sums of two of them need rounding, from every kind of value
+    others = np.roll(every, 12345)
+    for weights in ([1.0], [0.3, 0.7]):
+        found, wanted = np.empty_like(every), np.empty_like(every)
+        for one, out in ((backend, found), (PLAIN, wanted)):
+            one.mean([every, others][: len(weights)], weights, out)
+        assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
+def test_rows_that_do_not_lie_where_the_dtype_wants_them_are_merged_all_the_same(backend):
+    data = bytearray(4 * 1000 + 1)
+    odd = np.frombuffer(memoryview(data)[1:], np.float32)
+    assert not odd.flags.aligned
+    odd[:] = np.arange(1000)
+    out = np.empty(1000, np.float32)
+    backend.mean([odd, odd], [0.5, 0.5], out)
+    assert np.array_equal(out, np.arange(1000))
+
+
+@pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sums_are_those_of_the_differences_block_by_block(backend, dtype):
+    chance = np.random.default_rng(1)
+    rows = rows_of(3, BLOCK + 1234, dtype, chance, share_special=0)
+    wide = np.array([row.astype(np.float64) for row in rows])
+    for measure in Measure:
+        table = backend.sums(rows, measure, 1)
+        assert table.shape == (2, 3, 3)
+        for number, block in enumerate((wide[:, :BLOCK], wide[:, BLOCK:])):
+            away = block - block[1]
+            for a, b in ((0, 1), (0, 2), (1, 2)):
+                squares = ((block[a] - block[b]) ** 2).sum()
+                wanted = squares if measure is Measure.SQUARES else (away[a] * away[b]).sum()
+                assert table[number, a, b] == pytest.approx(wanted, rel=1e-5, abs=0.5)
