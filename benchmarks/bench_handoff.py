@@ -15,7 +15,6 @@ import pickle
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import torch
 from machine import describe, write_results
 from rich.console import Console
 from rich.table import Table
+from timing import seconds
 from torch import nn
 
 from swarm_hpc.kernels.arena import Arena
@@ -145,12 +145,6 @@ def raw_back(model: nn.Module, path: Path, buffer: np.ndarray) -> None:
     with path.open("rb", buffering=0) as file:
         for parameter in model.parameters():
             file.readinto(parameter.detach().numpy())
-
-
-def seconds(work: Way) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def show(rows: list[dict[str, object]]) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swarm_hpc.errors import ConfigError
-from swarm_hpc.records import IMAGE_DIGEST, LABEL, Merge, MergeMethod, NodeName, Platform
+from swarm_hpc.records import IMAGE_DIGEST, LABEL, Merge, NodeName, Platform
 
 T = TypeVar("T")
 # Numbers become text where text is wanted: experiment.env.EPOCHS=5 is a number to hydra.
@@ -150,28 +150,9 @@ class TransferConfig:
 
 
 @with_config(_STRICT)
-@dataclass(kw_only=True, slots=True)
-class MergeConfig:
-    """How parameters are merged: `records.Merge`, whose fields these are."""
-
-    method: MergeMethod = MergeMethod.MEAN
-    trim: float = 0.1
-    """trimmedmean: the share of the whole weight that is dropped at each end of every parameter, below 0.5."""
-    num_byzantine: int = 1
-    """krum, multikrum: how many nodes may send anything whatever; needs three nodes more than that."""
-    num_selected: int = 0
-    """multikrum: how many nodes are averaged; 0: all but num_byzantine."""
-    clip_radius: float = 1.0
-    """centredclip: how far one node can pull, in multiples of the nodes' spread."""
-    clip_iterations: int = 5
-    """centredclip: how often the centre is moved."""
-
-    def __post_init__(self) -> None:
-        self.agreed()
-
-    def agreed(self) -> Merge:
-        """What a training contract says of it; ConfigError names the setting that is out of range."""
-        return Merge(**{one.name: getattr(self, one.name) for one in fields(self)}).agreed()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeConfig(Merge):
+    """How parameters are merged. A training contract says of it what `agreed` keeps."""
 
 
 @with_config(_STRICT)
@@ -761,12 +742,11 @@ def at_least(settings: object, least: int, *keys: str) -> None:
             raise ConfigError(f"{key}: {getattr(settings, key)} must be at least {least}")
 
 
-def enough_peers(merge: MergeConfig, rules: RoundConfig) -> None:
+def enough_peers(merge: Merge, rules: RoundConfig) -> None:
     """Refuse rounds that may close with fewer nodes than the merge takes."""
-    agreed = merge.agreed()
-    if rules.min_peers < agreed.least_peers:
+    if rules.min_peers < merge.least_peers:
         raise ConfigError(
-            f"round.min_peers: {rules.min_peers} nodes are too few to merge by {agreed}: it takes {agreed.least_peers}"
+            f"round.min_peers: {rules.min_peers} nodes are too few to merge by {merge}: it takes {merge.least_peers}"
         )
 
 

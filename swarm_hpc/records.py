@@ -245,6 +245,13 @@ class ContractSpec:
     image: str = ""
     """Digest (sha256:...) of the container image that participants must run, or empty."""
 
+    def settings(self) -> dict[str, Any]:
+        """All that is agreed on, by the settings' names: `merge.trim` and the like are entries of their own."""
+        flat: dict[str, Any] = {}
+        for name, value in encode(self).items():
+            flat |= {f"merge.{each}": part for each, part in value.items()} if name == "merge" else {name: value}
+        return flat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Participant:

@@ -8,7 +8,6 @@ protocol between SL and ML (docs/architecture.md): their hand-off goes through s
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -19,23 +18,8 @@ from torch import Tensor
 
 from swarm_hpc.errors import BlobCorrupt, ConfigError, DiskFull, ModelMismatch
 from swarm_hpc.kernels.plan import Layout, Placed
+from swarm_hpc.kernels.torch_dtypes import DTYPES
 
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "BOOL": torch.bool,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-"""The torch dtype of each safetensors code of `plan.WIDTHS`."""
 HANDLE_BYTES: Final = 64
 """Of a CUDA IPC handle: CUDA_IPC_HANDLE_SIZE."""
 _UUID_BYTES: Final = 16

@@ -188,10 +188,8 @@ EXPORT int swarm_trimmed_mean(int set, const struct rows *rows, const struct ord
 }
 /* `table`: for each BLOCK of the rows K x K sums, of which those with second >= first are set. */
 EXPORT int swarm_sums(int set, const struct rows *rows, int measure, int64_t centre, double *table) {
-    if (measure == GRAM)
-        return CALL(sums, rows, GRAM, centre, table);
-    return measure == SQUARES ? PICK(set, sums, double)(rows, SQUARES, centre, table)
-                              : PICK(set, sums, double)(rows, PRODUCTS, centre, table);
+    return measure == GRAM ? CALL(sums, rows, measure, centre, table)
+                           : PICK(set, sums, double)(rows, measure, centre, table);
 }
 /* For each peer: whether no value is NaN or beyond `limit`. */
 EXPORT int swarm_bounded(int set, const struct rows *rows, double limit, uint8_t *bounded) {
@@ -215,28 +213,28 @@ EXPORT int swarm_bounded(int set, const struct rows *rows, double limit, uint8_t
 
 #define NARROW (sizeof(REAL) == 4)
 
+/* The value at `i` of a row of that dtype. */
+ALWAYS REAL NAME(value)(const int dtype, const char *row, int64_t i) {
+    return dtype == F64  ? (REAL)((const double *)row)[i]
+        : dtype == F32   ? (REAL)((const float *)row)[i]
+        : dtype == BF16  ? (REAL)from_bfloat(((const uint16_t *)row)[i])
+                         : (REAL)from_half(((const uint16_t *)row)[i]);
+}
+ALWAYS void NAME(widen)(const int dtype, const char *row, int64_t size, REAL *restrict room) {
+    for (int64_t i = 0; i < size; i++)
+        room[i] = NAME(value)(dtype, row, i);
+}
 /* One tile of one peer: where it lies, or widened (and filled up with zeros) in `room`. */
 ALWAYS const REAL *NAME(tile)(const struct rows *rows, int64_t peer, int64_t start, REAL *room) {
     int64_t size = rows->size - start < TILE ? rows->size - start : TILE;
     const char *source = (const char *)rows->rows[peer] + start * width_of[rows->dtype];
-    uint16_t narrow[TILE];
-    float single[TILE];
-    if (rows->dtype == (NARROW ? F32 : F64)) {
-        if (size == TILE)
-            return (const REAL *)source;
-        memcpy(room, source, size * sizeof(REAL));
-    } else if (rows->dtype == F32) {
-        memcpy(single, source, size * 4);
-        for (int64_t i = 0; i < size; i++)
-            room[i] = (REAL)single[i];
-    } else {
-        memcpy(narrow, source, size * 2);
-        if (rows->dtype == BF16)
-            for (int64_t i = 0; i < size; i++)
-                room[i] = (REAL)from_bfloat(narrow[i]);
-        else
-            for (int64_t i = 0; i < size; i++)
-                room[i] = (REAL)from_half(narrow[i]);
+    if (rows->dtype == (NARROW ? F32 : F64) && size == TILE)
+        return (const REAL *)source;
+    switch (rows->dtype) {
+        case F64: NAME(widen)(F64, source, size, room); break;
+        case F32: NAME(widen)(F32, source, size, room); break;
+        case BF16: NAME(widen)(BF16, source, size, room); break;
+        default: NAME(widen)(F16, source, size, room);
     }
     for (int64_t i = size; i < TILE; i++)
         room[i] = 0;
@@ -296,12 +294,8 @@ ALWAYS void NAME(put)(const struct rows *rows, int64_t start, int64_t size, REAL
 #define SOURCE(k) const char *row##k = k < count ? (const char *)rows[k] + start * width_of[dtype] : NULL;
 #define PART(k) const REAL part##k = k < count ? (REAL)parts[k] : 0;
 #define TERM(k) \
-    if (k < count) { \
-        REAL value = dtype <= F32 ? ((const REAL *)row##k)[i] \
-            : dtype == BF16       ? (REAL)from_bfloat(((const uint16_t *)row##k)[i]) \
-                                  : (REAL)from_half(((const uint16_t *)row##k)[i]); \
-        total += value * part##k; \
-    }
+    if (k < count) \
+        total += NAME(value)(dtype, row##k, i) * part##k;
 ALWAYS void NAME(add_terms)(
     const int dtype, const int count, const void *const *rows, const double *parts, int64_t start, int64_t size,
     REAL *restrict sum) {

@@ -84,7 +84,7 @@ class Plain:
     @np.errstate(all="ignore")
     def mean(self, rows: Rows, parts: Sequence[float], out: Array) -> None:
         """`Backend.mean`"""
-        wide = _wide(out)
+        wide = wide_dtype(out)
         scratch = np.empty((2, CHUNK), wide)
         mask = np.empty(CHUNK, np.bool_)
         for chunk in _chunks(len(out)):
@@ -102,7 +102,7 @@ class Plain:
     @np.errstate(all="ignore")
     def median(self, rows: Rows, order: Order, out: Array) -> None:
         """Equal weights take a sorting network, others count the weight before each value."""
-        wide = _wide(out)
+        wide = wide_dtype(out)
         scratch = np.empty((len(rows) + 3, CHUNK), wide)
         mask = np.empty(CHUNK, np.bool_)
         before = np.empty((len(rows) + 2, CHUNK), f"i{wide.itemsize}")
@@ -126,7 +126,7 @@ class Plain:
     @np.errstate(all="ignore")
     def trimmed_mean(self, rows: Rows, order: Order, out: Array) -> None:
         """`Backend.trimmed_mean`"""
-        wide = _wide(out)
+        wide = wide_dtype(out)
         scratch = np.empty((len(rows), CHUNK), wide)
         mask = np.empty(CHUNK, np.bool_)
         for chunk, columns in _columns(rows, scratch, mask):
@@ -151,7 +151,7 @@ class Plain:
     @np.errstate(all="ignore")
     def sums(self, rows: Rows, measure: Measure, centre: int) -> npt.NDArray[np.float64]:
         """`Backend.sums`"""
-        wide = _wide(rows[0]) if measure is Measure.GRAM else np.dtype(np.float64)
+        wide = wide_dtype(rows[0]) if measure is Measure.GRAM else np.dtype(np.float64)
         size, num_peers = len(rows[0]), len(rows)
         table = np.zeros((-(-size // BLOCK), num_peers, num_peers))
         columns = np.empty((num_peers, min(size, BLOCK) + TILE), wide)
@@ -217,7 +217,8 @@ def _exchanged(swap: npt.NDArray[np.bool_], low: Array, high: Array) -> tuple[Ar
     return np.where(swap, high, low), np.where(swap, low, high)
 
 
-def _wide(out: Array) -> np.dtype[Any]:
+def wide_dtype(out: Array) -> np.dtype[Any]:
+    """What the values are multiplied and added up in."""
     return np.dtype(np.float64 if out.dtype == np.float64 else np.float32)
 
 

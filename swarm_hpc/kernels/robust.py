@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels.weights import shares
-from swarm_hpc.kernels.weiszfeld import Matrix, centred
+from swarm_hpc.kernels.weiszfeld import Matrix, centred, squared_distances
 
 
 def krum(squares: Matrix, parts: Sequence[float], *, num_byzantine: int, num_selected: int) -> list[float]:
@@ -68,14 +68,14 @@ def centred_clipping(
     that diameter, and a step is at most tau long.
 
     `products`: inner products relative to the centre, for peers so far away that squared distances have lost them
-    (cpu.MAX_SQUARED_RATIO).
+    (mixture.MAX_SQUARED_RATIO).
     """
     inner = _inner(squares, centre) if products is None else products
     mixture = [float(peer == centre) for peer in range(len(parts))]
     for _ in range(iterations):
         pulls = [
-            part * _clip(distance, radius * spread)
-            for part, distance in zip(parts, _distances(inner, mixture), strict=True)
+            part * _clip(math.sqrt(square), radius * spread)
+            for part, square in zip(parts, squared_distances(inner, mixture), strict=True)
         ]
         rest = 1 - math.fsum(pulls)
         mixture = [weight * rest + pull for weight, pull in zip(mixture, pulls, strict=True)]
@@ -91,19 +91,8 @@ def _inner(squares: Matrix, centre: int) -> Matrix:
     ]
 
 
-def _distances(products: Matrix, mixture: Sequence[float]) -> list[float]:
-    """|x_k - v| of each peer: |x_k - v|^2 = G_kk - 2 (G l)_k + l'G l."""
-    along = [_dot(row, mixture) for row in products]
-    middle = _dot(along, mixture)
-    return [math.sqrt(max(row[k] - 2 * along[k] + middle, 0.0)) for k, row in enumerate(products)]
-
-
 def _clip(distance: float, longest: float) -> float:
     return 1.0 if distance <= longest else longest / distance
-
-
-def _dot(left: Sequence[float], right: Sequence[float]) -> float:
-    return math.fsum(a * b for a, b in zip(left, right, strict=True))
 
 
 def trim_bounds(counts: Sequence[int], trim: float) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from swarm_hpc.kernels.arena import DTYPES, Array
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
 from swarm_hpc.kernels.mixture import mixture
 from swarm_hpc.kernels.mpi import Ranks
-from swarm_hpc.kernels.plain import Measure, Plain
+from swarm_hpc.kernels.plain import Measure, Plain, wide_dtype
 from swarm_hpc.kernels.plan import Layout, Rule, Segment, segments
 from swarm_hpc.kernels.weights import shares
 from swarm_hpc.kernels.weiszfeld import Matrix
@@ -72,7 +72,7 @@ class ShardedMerge:
     def _mean(self, values: Array, parts: Sequence[float]) -> None:
         """`cpu.mean`, but the order in which the ranks' terms are added is the MPI library's."""
         part = parts[self._ranks.rank]
-        wide = np.dtype(np.float64 if values.dtype == np.float64 else np.float32)
+        wide = wide_dtype(values)
         for block, counts in self._blocks(values):
             own = counts[self._ranks.rank]
             if values.dtype == wide:

@@ -52,18 +52,23 @@ def weiszfeld(
     return mixture
 
 
-def _step(products: Matrix, parts: Sequence[float], mixture: list[float], smoothing: float) -> list[float]:
+def squared_distances(products: Matrix, mixture: Sequence[float]) -> list[float]:
+    """|x_k - z|^2 of each peer."""
     along = _times(products, mixture)
     middle = _dot(mixture, along)
-    squares = [max(row[k] - 2 * along[k] + middle, 0.0) for k, row in enumerate(products)]
+    return [max(row[k] - 2 * along[k] + middle, 0.0) for k, row in enumerate(products)]
+
+
+def _step(products: Matrix, parts: Sequence[float], mixture: list[float], smoothing: float) -> list[float]:
+    squares = squared_distances(products, mixture)
     pulls = [part / math.sqrt(square + smoothing**2) for part, square in zip(parts, squares, strict=True)]
     total = math.fsum(pulls)
     return [pull / total for pull in pulls]
 
 
-def _times(matrix: Matrix, vector: list[float]) -> list[float]:
+def _times(matrix: Matrix, vector: Sequence[float]) -> list[float]:
     return [_dot(row, vector) for row in matrix]
 
 
-def _dot(left: list[float], right: list[float]) -> float:
+def _dot(left: Sequence[float], right: Sequence[float]) -> float:
     return math.fsum(a * b for a, b in zip(left, right, strict=True))

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from swarm_hpc.errors import ConfigError, ModelMismatch
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec
+from swarm_hpc.kernels.torch_dtypes import DTYPES
 from swarm_hpc.ml.callback import Scores, Training
 from swarm_hpc.ml.resident import Residents
 from swarm_hpc.ml.saving import Store
@@ -30,24 +31,9 @@ from swarm_hpc.records import Platform
 Score: TypeAlias = Callable[[Any, Any], Any]
 """(outputs, targets) -> a number."""
 
-CODES: Final[Mapping[torch.dtype, str]] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+CODES: Final = {dtype: code for code, dtype in DTYPES.items()}
 """The safetensors code of each dtype that can be merged."""
 _STATE: Final = "state.pt"
-_DTYPES: Final = {code: dtype for dtype, code in CODES.items()}
 
 
 class SwarmCallback:
@@ -358,7 +344,7 @@ def _views(arena: Arena, but: Collection[str] = ()) -> Iterator[tuple[str, Tenso
     """The arena's tensors, but some, as views of the shared memory; empty ones have nothing to copy."""
     for placed in arena.layout.tensors:
         if placed.stop > placed.start and placed.spec.name not in but:
-            dtype = _DTYPES[placed.spec.dtype]
+            dtype = DTYPES[placed.spec.dtype]
             flat = torch.frombuffer(
                 arena.buffer, dtype=dtype, count=(placed.stop - placed.start) // dtype.itemsize, offset=placed.start
             )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from operator import attrgetter
+from dataclasses import replace
 from typing import Final
 
 from swarm_hpc.config import SlConfig, enough_peers
 from swarm_hpc.errors import ContractMismatch, ImageRefused, ModelMismatch, NotFound, TrainingOver
 from swarm_hpc.kernels.plan import Layout, check_same, model_hash, parse
-from swarm_hpc.records import ContractSpec, ContractState, Merge, Platform, TrainingContract
+from swarm_hpc.records import ContractSpec, ContractState, Platform, TrainingContract
 from swarm_hpc.sl.frames import OpenRequest
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sn.client import SnClient
 
-_MERGE: Final = tuple(f"merge.{one.name}" for one in fields(Merge))
-_SETTINGS: Final = ("platform", *_MERGE, "min_peers", "quorum_wait_s", "leader_timeout_s", "image")
-"""Compared in this order: with another platform, the model differs anyway."""
+_NOT_SETTINGS: Final = ("name", "model")
+"""What a contract is found by, and what is compared tensor by tensor once the settings are the same."""
 
 
 def settle(config: SlConfig, request: OpenRequest) -> SlConfig:
@@ -87,10 +85,10 @@ async def _name_difference(sn: SnClient, spec: ContractSpec, layout: Layout) -> 
         theirs = (await sn.contract(spec.name)).spec
     except NotFound:
         return
-    for setting in _SETTINGS:
-        ours_value, theirs_value = attrgetter(setting)(spec), attrgetter(setting)(theirs)
-        if ours_value != theirs_value:
-            raise ContractMismatch(_explain(spec.name, setting, ours_value, theirs_value))
+    asked = spec.settings()
+    for setting, value in theirs.settings().items():
+        if setting not in _NOT_SETTINGS and asked[setting] != value:
+            raise ContractMismatch(_explain(spec.name, setting, asked[setting], value))
     if spec.model != theirs.model:
         header = await sn.download(theirs.model)
         assert header is not None, "a download without a target returns the bytes"

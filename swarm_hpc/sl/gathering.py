@@ -39,14 +39,10 @@ class Gathering:
         """All blobs are forgotten at the end, and their memory is for the next round's."""
         try:
             yield
-        except BaseException:
-            # a merge that was given up may be reading them still, in its thread
-            self._used = []
-            raise
-        finally:
-            self.blobs, self.missing = {}, {}
+            # not after an error: a merge that was given up may be reading them still, in its thread
             self._spare += self._used
-            self._used = []
+        finally:
+            self.blobs, self.missing, self._used = {}, {}, []
 
     async def fetch(self, check_ins: Sequence[CheckIn]) -> None:
         """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.

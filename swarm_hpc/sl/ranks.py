@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from swarm_hpc.errors import ConfigError, ContractMismatch, ProtocolError, SwarmError, by_name
 from swarm_hpc.kernels.plan import Layout, check_same, parse
@@ -145,27 +145,20 @@ def check_openings(wishes: Sequence[Wish], layout: Layout) -> None:
             raise ProtocolError(f"rank {rank} is in the middle of a training that rank 0 begins: restart the whole job")
         text = wish.layout.encode()
         check_same(layout, parse(len(text).to_bytes(LENGTH_BYTES, "little") + text), f"rank {rank}")
-        ours, theirs = _settings(wishes[0].spec), _settings(wish.spec)
+        ours, theirs = wishes[0].spec.settings(), wish.spec.settings()
         for setting, value in ours.items():
             if theirs[setting] != value:
                 raise ContractMismatch(
                     f"rank {rank} asks for {setting} {theirs[setting]}, rank 0 for {value}; "
                     "all ranks of a job train together"
                 )
-    assert wishes[0].spec is not None, "check_wishes has looked"
+    assert wishes[0].spec is not None, "every rank's has been looked at"
     merge = wishes[0].spec.merge
     if len(wishes) < merge.least_peers:
         raise ConfigError(
             f"merge.method: the ranks of a job (ranks=mpi) merge among themselves as the nodes do, and {merge} takes "
             f"{merge.least_peers} of them, here are {len(wishes)}: start more, or set ranks=single"
         )
-
-
-def _settings(spec: ContractSpec) -> dict[str, Any]:
-    """All that a contract is agreed on, by the settings' names."""
-    values: dict[str, Any] = encode(spec)
-    merge: dict[str, Any] = values.pop("merge")
-    return values | {f"merge.{name}": value for name, value in merge.items()}
 
 
 def check_modes(wishes: Sequence[Wish]) -> None:

@@ -11,22 +11,7 @@ from swarm_hpc.errors import ConfigError
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import place
 from swarm_hpc.ml.pytorch import SwarmCallback, TorchModel
-
-
-class Tied(nn.Module):
-    """A tied weight, BatchNorm, a 0-d and an empty buffer."""
-
-    def __init__(self):
-        super().__init__()
-        self.encode = nn.Linear(4, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.decode = nn.Linear(4, 4, bias=False)
-        self.decode.weight = self.encode.weight
-        self.register_buffer("scale", torch.tensor(2.5, dtype=torch.float64))
-        self.register_buffer("nothing", torch.empty(0, 3))
-
-    def forward(self, x):
-        return self.decode(self.norm(self.encode(x))) * self.scale.float()
+from tests.ml.models import Tied
 
 
 @pytest.fixture
