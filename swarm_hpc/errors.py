@@ -242,6 +242,10 @@ class NotLeader(RoundError):
     """Only the leader of a claimed round may publish its result."""
 
 
+class NotShared(RoundError):
+    """A round cannot be merged in shards, and its leader merges it alone."""
+
+
 class TrainingOver(RoundError):
     """The training contract is completed: no further rounds."""
 

@@ -54,6 +54,13 @@ class MergeMethod(StrEnum):
     CENTREDCLIP = "centredclip"
 
 
+class MergePlan(StrEnum):
+    """Who merges a round: its leader all of it, or each peer one shard."""
+
+    LEADER = "leader"
+    SHARDED = "sharded"
+
+
 class FinishMode(StrEnum):
     """What a node that has finished its training still contributes to later rounds."""
 
@@ -188,6 +195,8 @@ class Merge:
     clip_radius: float = 1.0
     """centredclip: how far one peer can pull, in multiples of the peers' spread."""
     clip_iterations: int = 5
+    plan: MergePlan = MergePlan.LEADER
+    """Who merges: the round's leader all of it, or each peer one shard. The result is the same, bit by bit."""
 
     def __post_init__(self) -> None:
         for name in ("trim", "clip_radius"):
@@ -203,8 +212,10 @@ class Merge:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside {least}-{most}")
 
     def __str__(self) -> str:
-        """As the ledger has it: the method, and the parameters that it takes."""
+        """As the ledger has it: the method, the parameters that it takes, and the plan if it is not the leader's."""
         words = [f"{name}={getattr(self, name)}" for name in MERGE_PARAMETERS[self.method]]
+        if self.plan is not MergePlan.LEADER:
+            words.append(f"plan={self.plan}")
         return " ".join([self.method, *words])
 
     @classmethod
@@ -338,6 +349,18 @@ class Round:
     merged: str
     """BLAKE3 of the merged blob; empty until published."""
     published_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What a node that merges a round in shards tells the others: the blobs of one step."""
+
+    of: str
+    """Which check-ins are merged: BLAKE3 of them (sl/shards.py)."""
+    step: int
+    """From 0; below 16."""
+    blobs: tuple[str, ...]
+    """One for each peer, in sorted order, or a single one for all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

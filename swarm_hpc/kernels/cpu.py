@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,19 @@ import numpy.typing as npt
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels.arena import DTYPES, Array
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
-from swarm_hpc.kernels.mixture import mixture
+from swarm_hpc.kernels.mixture import Measured, mixture
 from swarm_hpc.kernels.native import Native, sets
 from swarm_hpc.kernels.plain import BLOCK, Backend, Measure, Order, Plain, Rows
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Rule, Segment, segments
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Rule, Segment, Shard, clipped, segments, values
 from swarm_hpc.kernels.robust import trim_bounds
 from swarm_hpc.kernels.weights import bounds, quanta, shares
 from swarm_hpc.kernels.weiszfeld import Matrix
 from swarm_hpc.records import Merge, MergeMethod
+
+LINE: Final = 64
+"""Elements: no fewer bytes than a cache line."""
+LARGEST: Final = 2.0**1000
+"""Of greater numbers, sums may be infinite or not, by the order of their terms."""
 
 
 @cache
@@ -62,24 +68,58 @@ def merge(
     for number, buffer in enumerate((*blobs, out)):
         if memoryview(buffer).nbytes != layout.size_bytes:
             raise MergeError(f"buffer {number} of {len(blobs)} + 1 is not a blob of {layout.size_bytes} bytes")
-    kept = [(blob, part) for blob, part in zip(blobs, shares(weights, len(blobs)), strict=True) if part > 0]
+    whole = values(layout)
+    out[: whole.start] = layout.header
+    pieces = [memoryview(blob).cast("B")[whole.start :] for blob in blobs]
+    merge_shard(layout, merge, whole, pieces, weights, out[whole.start :], threads=threads, backend=backend)
+
+
+def merge_shard(
+    layout: Layout,
+    merge: Merge,
+    shard: Shard,
+    pieces: Sequence[ReadableBuffer],
+    weights: Sequence[float],
+    out: memoryview,
+    *,
+    threads: int = 1,
+    backend: Backend | None = None,
+    joined: Callable[[Pieces], Measured] | None = None,
+) -> None:
+    """Merge one shard of the peers' blobs (`pieces`: its bytes, from each peer) into `out`: what `merge` puts there.
+
+    For a shard of `plan.shards` with grain `grain(merge)`. By a method of `mixture.METHODS` the peers are compared over
+    the whole model: `joined` makes of this shard's pieces what compares those of all shards.
+    """
+    for number, buffer in enumerate((*pieces, out)):
+        if memoryview(buffer).nbytes != shard.size_bytes:
+            raise MergeError(f"buffer {number} of {len(pieces)} + 1 is not a shard of {shard.size_bytes} bytes")
+    kept = [(piece, part) for piece, part in zip(pieces, shares(weights, len(pieces)), strict=True) if part > 0]
     parts = [part for _, part in kept]
+    parted = segments(layout)
     plan = [
-        (segment, [_values(blob, segment) for blob, _ in kept], _values(out, segment)) for segment in segments(layout)
+        (segment.rule, [_values(piece, segment, shard) for piece, _ in kept], _values(out, segment, shard))
+        for segment in (clipped(segment, shard) for segment in parted)
+        if segment is not None
     ]
-    out[: len(layout.header)] = layout.header
-    floating = [(rows, merged) for segment, rows, merged in plan if segment.rule is Rule.MERGE]
-    if merge.method in MIXTURES and floating:
+    floating = [(rows, merged) for rule, rows, merged in plan if rule is Rule.MERGE]
+    if merge.method in MIXTURES and any(segment.rule is Rule.MERGE for segment in parted):
         # one set of weights for the whole model
-        parts = mixture(merge, parts, Pieces([rows for rows, _ in floating], threads=threads, backend=backend))
+        own = Pieces([rows for rows, _ in floating], threads=threads, backend=backend)
+        parts = mixture(merge, parts, own if joined is None else joined(own))
     for rows, merged in floating:
         merge_values(merge, rows, parts, merged, threads=threads, backend=backend)
-    for segment, rows, merged in plan:
-        if segment.rule is Rule.MAX:
+    for rule, rows, merged in plan:
+        if rule is Rule.MAX:
             _largest(rows, merged)
-        elif segment.rule is Rule.FIRST:
+        elif rule is Rule.FIRST:
             # any byte but 0 is True: what a peer sends need not be 0 or 1
             np.not_equal(rows[0].view(np.uint8), 0, out=merged)
+
+
+def grain(merge: Merge) -> int:
+    """Elements between the places where a shard may begin, so that its bits are those of the whole model's merge."""
+    return BLOCK if merge.method in MIXTURES else LINE
 
 
 def merge_values(
@@ -188,7 +228,7 @@ def centred_clipping(
 
 
 class Pieces:
-    """`mixture.Measured` of models in memory: for each part of the model, its rows."""
+    """`mixture.Measured` of models in memory, or of a shard of them: for each part of the model, its rows."""
 
     def __init__(self, pieces: Sequence[Rows], *, threads: int = 1, backend: Backend | None = None) -> None:
         self._pieces = pieces
@@ -197,14 +237,16 @@ class Pieces:
 
     def sums(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> Matrix:
         """`Measured.sums`"""
+        return matrix([exact_sum(column) for column in self.columns(peers, measure, centre)], len(peers))
+
+    def columns(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> list[list[float]]:
+        """The numbers that `sums` adds up, for the first peer with each, then the second with each, ..."""
         tables: list[npt.NDArray[np.float64]] = [np.zeros((1, len(peers), len(peers)))]
         for rows in self._pieces:
             chosen = [rows[peer] for peer in peers]
             _in_slices(len(chosen[0]), self._threads, partial(self._add, tables, chosen, measure, centre))
-        # fsum rounds once, so the order in which threads are ready does not matter
-        flat = [exact_sum(column) for column in np.concatenate(tables).reshape(-1, len(peers) ** 2).T.tolist()]
-        rows_of = [flat[start : start + len(peers)] for start in range(0, len(flat), len(peers))]
-        return [[rows_of[min(a, b)][max(a, b)] for b in range(len(peers))] for a in range(len(peers))]
+        columns: list[list[float]] = np.concatenate(tables).reshape(-1, len(peers) ** 2).T.tolist()
+        return columns
 
     def bounded(self, peers: Sequence[int], limit: float) -> list[bool]:
         """`Measured.bounded`"""
@@ -240,16 +282,35 @@ def _in_slices(size: int, threads: int, work: Callable[[slice], None]) -> None:
 
 
 def exact_sum(numbers: Sequence[float]) -> float:
-    """math.fsum, but NaN where it has no answer: infinities of both signs, or an overflow on the way."""
-    try:
-        return math.fsum(numbers)
-    except (OverflowError, ValueError):
-        return math.nan
+    """The sum, rounded once, whatever the order. NaN where a number is not finite, or so large that a sum may not be.
+
+    At most 2^23 numbers.
+    """
+    return math.fsum(numbers) if all(abs(number) <= LARGEST for number in numbers) else math.nan
 
 
-def _values(blob: ReadableBuffer, segment: Segment) -> Array:
+def exact_parts(numbers: Sequence[float]) -> list[float]:
+    """Few numbers whose sum is exactly that of `numbers`: so that sums of parts are added up as if they were one.
+
+    By math.fsum of what the parts so far have left (an expansion, as in Shewchuk, Adaptive Precision Floating-Point
+    Arithmetic, 1997). One NaN where `exact_sum` is.
+    """
+    parts: list[float] = []
+    while rest := exact_sum([*numbers, *(-part for part in parts)]):
+        parts.append(rest)
+        if math.isnan(rest):
+            break
+    return parts
+
+
+def matrix(flat: Sequence[float], size: int) -> Matrix:
+    """Of size * size numbers, row by row: the upper triangle and its mirror image."""
+    return [[flat[min(a, b) * size + max(a, b)] for b in range(size)] for a in range(size)]
+
+
+def _values(piece: ReadableBuffer, segment: Segment, shard: Shard) -> Array:
     dtype = DTYPES[segment.dtype]
-    return np.frombuffer(blob, dtype, (segment.stop - segment.start) // dtype.itemsize, segment.start)
+    return np.frombuffer(piece, dtype, (segment.stop - segment.start) // dtype.itemsize, segment.start - shard.start)
 
 
 def _present(rows: Rows, weights: Sequence[float]) -> tuple[Rows, list[float]]:

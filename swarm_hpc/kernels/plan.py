@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import accumulate, groupby, pairwise
 from math import prod
@@ -108,6 +108,19 @@ class Segment:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A stretch of a blob's values (byte offsets in the whole blob), which one peer merges. May be empty."""
+
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        return self.stop - self.start
+
+
 def place(tensors: Iterable[TensorSpec], aliases: Mapping[str, str] | None = None) -> Layout:
     """Lay out a model. The order of `tensors` does not matter; `aliases` maps a shared tensor to the stored one.
 
@@ -198,6 +211,39 @@ def segments(layout: Layout) -> tuple[Segment, ...]:
         if members[0].start < members[-1].stop:
             runs.append(Segment(dtype, rule(dtype), members[0].start, members[-1].stop))
     return tuple(runs)
+
+
+def values(layout: Layout) -> Shard:
+    """All of a blob but its header."""
+    return Shard(len(layout.header), layout.size_bytes)
+
+
+def shards(layout: Layout, count: int, grain: int) -> tuple[Shard, ...]:
+    """Cut all values into `count` shards of about the same size, between elements.
+
+    Within a segment, shards begin at multiples of `grain` elements from its start.
+    """
+    whole = values(layout)
+    targets = (whole.start + whole.size_bytes * number // count for number in range(1, count))
+    cuts = [whole.start, *(_cut(layout, target, grain) for target in targets), whole.stop]
+    return tuple(Shard(start, stop) for start, stop in pairwise(cuts))
+
+
+def _cut(layout: Layout, target: int, grain: int) -> int:
+    """The nearest place to `target` where a shard may begin."""
+    for segment in segments(layout):
+        if segment.start <= target < segment.stop:
+            step = grain * WIDTHS[segment.dtype]
+            below = segment.start + (target - segment.start) // step * step
+            above = min(below + step, segment.stop)
+            return below if target - below <= above - target else above
+    return target
+
+
+def clipped(segment: Segment, shard: Shard) -> Segment | None:
+    """The part of the segment that lies in the shard; None where there is none."""
+    start, stop = max(segment.start, shard.start), min(segment.stop, shard.stop)
+    return replace(segment, start=start, stop=stop) if start < stop else None
 
 
 def _checked(spec: TensorSpec) -> tuple[int, str, str]:

@@ -18,7 +18,7 @@ from swarm_hpc.config import ConnectionConfig, TransferConfig, TransferMode
 from swarm_hpc.errors import BlobCorrupt, BlobError, BlobNotFound, ConfigError, DiskFull, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.kernels.plan import ReadableBuffer
-from swarm_hpc.records import Kind, NodeName, Round, TrainingContract
+from swarm_hpc.records import Kind, MergePlan, NodeName, Round, TrainingContract
 from swarm_hpc.sl.server import Readers, serving
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.transport import blobs
@@ -70,9 +70,11 @@ class GatewayExchange:
     def __init__(self, sn: SnClient, shared_dir: Path | None) -> None:
         self._sn = sn
         self._shared_dir = shared_dir
+        self._sharded = False
 
     async def enter(self, contract: TrainingContract) -> None:
-        """Nothing to do: the SN knows."""
+        """Take up a contract."""
+        self._sharded = contract.spec.merge.plan is MergePlan.SHARDED
 
     async def offer(self, blob: str, data: memoryview, contract: str) -> None:
         """Upload to the SN, or leave the file in the shared folder for it."""
@@ -91,7 +93,9 @@ class GatewayExchange:
         return True
 
     async def settle(self, round_: Round, merged: memoryview) -> None:
-        """Nothing to do: the SN keeps and deletes."""
+        """The SN keeps and deletes; but of a round that was merged in shards it has no whole model yet."""
+        if self._sharded:
+            await self.offer(round_.merged, merged, round_.contract)
 
 
 class DirectExchange:

@@ -11,15 +11,25 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from swarm_hpc.errors import BlobError, BlobNotFound, ModelMismatch, NotReachable, RoundError, TimedOut
+from swarm_hpc.errors import (
+    BlobError,
+    BlobNotFound,
+    MergeError,
+    ModelMismatch,
+    NotReachable,
+    RoundError,
+    TimedOut,
+    TransportError,
+)
 from swarm_hpc.kernels.arena import Arena
-from swarm_hpc.records import CheckIn, Round, TrainingContract
+from swarm_hpc.records import CheckIn, MergePlan, Round, RoundState, TrainingContract
 from swarm_hpc.sl import round as rounds
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, Gathering
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.merge import merge
+from swarm_hpc.sl.shards import ShardedMerge, digest
 from swarm_hpc.sn.client import RoundView, SnClient
 
 log = logging.getLogger(__name__)
@@ -64,6 +74,9 @@ class Participant:
         self._spec = contract.spec
         self._spare = _Spare(arena.layout.size_bytes)
         self._gathering = Gathering(exchange, arena.layout.size_bytes)
+        self._shards = ShardedMerge(sn, member, exchange, arena.layout, contract.spec.merge, self.laps)
+        self._shared = ""
+        """`shards.digest` of what was merged in shards last, or was to be."""
 
     async def take_part(
         self, number: int, mine: Contribution | None, *, max_wait_s: float, standing: bool = False
@@ -85,6 +98,9 @@ class Participant:
         deadline = time.monotonic() + max_wait_s
         view = await self._sn.round(self._spec.name, number)
         while True:
+            if mine is not None and self._is_shared(view.round, mine):
+                await self._share(view.round, mine)
+                view = await self._sn.round(self._spec.name, number)
             match self._decide(view, mine, standing):
                 case rounds.Take(merged, late):
                     num_peers = await self._take(view, mine, deadline)
@@ -152,12 +168,40 @@ class Participant:
             await asyncio.sleep(_PAUSE_S)
         return 0.0
 
+    def _is_shared(self, round_: Round, mine: Contribution) -> bool:
+        """Whether this node has a shard of the round to merge. It is tried once for the same check-ins."""
+        return (
+            self._spec.merge.plan is MergePlan.SHARDED
+            and round_.state is RoundState.CLAIMED
+            and rounds.is_checked_in(round_, self._member.name, mine.check_in.blob)
+            and len(round_.check_ins) > 1
+            and digest(round_) != self._shared
+        )
+
+    async def _share(self, round_: Round, mine: Contribution) -> None:
+        """Merge the round in shards. Its result is in the spare then, or the leader has to merge alone."""
+
+        def tell(reason: str) -> None:
+            self.reason = reason
+
+        self._shared, self._spare.blob = digest(round_), ""
+        # the leader needs the other half where this comes to nothing
+        within_s = max(round_.leader_due_in_s or 0, 0) / 2
+        try:
+            self._spare.blob = await self._shards.merge(
+                round_, mine.data, self._spare.buffer, within_s=within_s, tell=tell
+            )
+        except (BlobError, TransportError, MergeError, RoundError) as exc:
+            log.warning("%s round %d is not merged in shards: %s", round_.contract, round_.number, exc)
+
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
         self.reason = f"{round_.contract} round {round_.number}: merging {len(round_.check_ins)} peers' parameters"
-        await self._gather(round_, mine)
-        if self._gathering.missing and await self._drop_lost(round_):
-            return
-        merged = await self._merge(round_)
+        merged = self._spare.blob if digest(round_) == self._shared else ""
+        if not merged:
+            await self._gather(round_, mine)
+            if self._gathering.missing and await self._drop_lost(round_):
+                return
+            merged = await self._merge(round_)
         with self.laps.lap(Phase.OFFER):
             await self._exchange.offer(merged, self._spare.buffer, round_.contract)
         with self.laps.lap(Phase.LEDGER):

@@ -21,7 +21,7 @@ from aiohttp import web
 from swarm_hpc.config import TransferConfig
 from swarm_hpc.errors import BlobNotFound, NotAuthorized, NotFound, SwarmError
 from swarm_hpc.kernels.plan import MAX_HEADER_BYTES
-from swarm_hpc.records import LABEL, Event, Kind, NodeName, Round, SiteRecord, TrainingContract
+from swarm_hpc.records import LABEL, Event, Kind, MergePlan, NodeName, Round, SiteRecord, TrainingContract
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.owners import Owners
@@ -61,6 +61,8 @@ class ContractBlobs:
         """Per training contract the sites that take part in it."""
         self.layouts: dict[str, str] = {}
         """Per training contract the blob with its model layout."""
+        self.sharded: set[str] = set()
+        """Training contracts whose rounds are merged in shards."""
         self._members: frozenset[str] = frozenset()
         self._removed: frozenset[str] = frozenset()
         self._taking: set[asyncio.Task[web.StreamResponse]] = set()
@@ -246,6 +248,7 @@ class ContractBlobs:
     async def _rename(self, contract: str, archive: str) -> None:
         self.layouts.pop(contract, None)
         self.sites.pop(contract, None)
+        self.sharded.discard(contract)
         await self._look_at(archive)
         await asyncio.to_thread(self._owners.rename, contract, archive)
 
@@ -258,6 +261,10 @@ class ContractBlobs:
         name = contract.spec.name
         self.layouts[name] = contract.spec.model
         self.sites[name] = _sites(contract)
+        if contract.spec.merge.plan is MergePlan.SHARDED:
+            self.sharded.add(name)
+        else:
+            self.sharded.discard(name)
 
     async def _sweep_published(self) -> None:
         while True:

@@ -103,7 +103,7 @@ class Chain:
         return str(receipt["contractAddress"])
 
     def attach(self, name: str, address: str) -> None:
-        """Use the contract `name` (Registry, Training, Tasks) that lives at the address."""
+        """Use the contract `name` (Registry, Training, Tasks, Shards) that lives at the address."""
         self._contracts[name] = _Attached(to_checksum_address(address), artifact(name))
 
     def has_code(self, address: str) -> bool:

@@ -33,6 +33,7 @@ from swarm_hpc.records import (
     SeenVotes,
     SiteApplication,
     SiteList,
+    Statement,
     TrainingContract,
     decode,
     encode,
@@ -59,6 +60,14 @@ class RoundView:
     contract: TrainingContract
     halted: str = ""
     """Why nothing can be written to the ledger at this time, so that the round cannot go on either."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedView:
+    """What the nodes that merge a round in shards have stated of one step, by node, and the round."""
+
+    blobs: dict[str, str]
+    view: RoundView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +265,20 @@ class SnClient(TaskClient):
         wait_s = min(wait_s, MAX_WAIT_S)
         answer = await self._get(_path(contract, "rounds", number), {"after": after, "wait_s": wait_s}, wait_s)
         return decode(RoundView, answer)
+
+    async def share(self, contract: str, number: int, node: str, incarnation: int, statement: Statement) -> None:
+        """Tell the others the blobs of one step of merging the round in shards: put them first. Fenced."""
+        path = _path(contract, "rounds", number, "shards")
+        await self._post(path, node=node, incarnation=incarnation, statement=encode(statement))
+
+    async def shared(
+        self, contract: str, number: int, of: str, step: int, *, place: int = 0, count: int = 1, wait_s: float = 0
+    ) -> SharedView:
+        """The blob `place` of each node that has stated this step for the check-ins `of`, as soon as `count` have, the
+        round is no longer claimed, or after `wait_s` (the SN caps it at 30)."""
+        wait_s = min(wait_s, MAX_WAIT_S)
+        query: dict[str, str | float] = {"of": of, "step": step, "place": place, "count": count, "wait_s": wait_s}
+        return decode(SharedView, await self._get(_path(contract, "rounds", number, "shards"), query, wait_s))
 
     async def rounds(self, contract: str, first: int = 1, last: int | None = None) -> tuple[Round, ...]:
         """Rounds `first` to `last` (inclusive), at most up to the current one, which may still be empty."""

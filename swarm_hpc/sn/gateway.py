@@ -292,8 +292,8 @@ class Gateway:
             log.info("round %d of %s is not fetched ahead: %s", number, contract, exc)
 
     def _fetch_ahead(self, contract: str, blobs: Iterable[str]) -> None:
-        if not self._take_part(contract):
-            return
+        if not self._take_part(contract) or contract in self._blobs.sharded:
+            return  # of a round that is merged in shards, whole models are asked for only where something went wrong
         for blob in blobs:
             for holding in self._holders.of(blob):
                 at_home = any(self._is_ours(site) for site in holding.homes)

@@ -39,12 +39,15 @@ class Holders:
         self._where: dict[str, dict[tuple[str, int], None]] = {}
 
     def learn(self, event: Event) -> None:
-        """Note what CheckedIn, Claimed, Published and ContractReset say; others say nothing of blobs."""
+        """Note what CheckedIn, Claimed, Shared, Published and ContractReset say; others say nothing of blobs."""
         match event.name, event.facts:
             case "CheckedIn", {"round": int(number), "node": str(node), "blob": str(blob)}:
                 self._put(event.contract, number, node, blob)
             case "Claimed", {"round": int(number), "node": str(node)}:
                 self._led(event.contract, number, node)
+            case "Shared", {"round": int(number), "node": str(node), "blobs": str(blobs)}:
+                for blob in blobs.split():
+                    self._put(event.contract, number, node, blob)
             case "Published", {"round": int(number), "node": str(node), "merged": str(merged)}:
                 self._merged(event.contract, number, node, merged)
             case "ContractReset", {"archive": str(archive)}:

@@ -33,6 +33,7 @@ from swarm_hpc.records import (
     Platform,
     Round,
     SiteRecord,
+    Statement,
     TrainingContract,
 )
 from swarm_hpc.sn import views
@@ -43,7 +44,11 @@ from swarm_hpc.sn.ledger_tasks import TaskLedger
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
-SCHEMA = 5
+SCHEMA = 6
+LINKED = ("Training", "Tasks", "Shards")
+"""The contracts that the Registry names."""
+NODES_PER_PAGE = 64
+"""Shards.PAGE"""
 BLOCKS_PER_QUERY = 2000
 NO_ACCOUNT = "0x" + "00" * 20
 
@@ -95,15 +100,15 @@ class Ledger(TaskLedger):
         schema = self._chain.call("Registry", "schema")
         if schema != SCHEMA:
             raise LedgerError(f"the ledger has schema {schema}, this program knows {SCHEMA}: update it")
-        training, tasks = self._chain.call("Registry", "training"), self._chain.call("Registry", "tasks")
-        if training == NO_ACCOUNT:
+        addresses = {name: self._chain.call("Registry", name.lower()) for name in LINKED}
+        if NO_ACCOUNT in addresses.values():
             # New, or founding was interrupted: what was deployed without being linked is left behind.
             if found is None:
                 raise LedgerError("the founding of the network was interrupted; start the founding SN again")
-            training, tasks = self._chain.deploy("Training", registry), self._chain.deploy("Tasks", registry)
-            self._chain.send("Registry", "link", training, tasks, what="linking the contracts")
-        self._chain.attach("Training", training)
-        self._chain.attach("Tasks", tasks)
+            addresses = {name: self._chain.deploy(name, registry) for name in LINKED}
+            self._chain.send("Registry", "link", *addresses.values(), what="linking the contracts")
+        for name, address in addresses.items():
+            self._chain.attach(name, address)
 
     @classmethod
     def open(
@@ -346,6 +351,24 @@ class Ledger(TaskLedger):
         """Rounds `first` to `last`, at most up to the current one, which may still be empty."""
         current = self.contract(contract).round
         return tuple(self.round(contract, number) for number in range(max(1, first), min(last or current, current) + 1))
+
+    # --- shards of a round's merge ---
+
+    def share(self, contract: str, number: int, node: str, incarnation: int, statement: Statement) -> None:
+        """State the blobs of one step of merging a round in shards; the same again is a no-op. Fenced."""
+        blobs = [views.hash_bytes(blob, "blob") for blob in statement.blobs]
+        of = views.hash_bytes(statement.of, "of")
+        what = f"{node} sharing step {statement.step} of round {number} of {contract}"
+        self._chain.send("Shards", "share", contract, number, node, incarnation, of, statement.step, blobs, what=what)
+
+    def shared(self, contract: str, number: int, of: str, step: int, place: int) -> dict[str, str]:
+        """By node that has stated this step of the round, for the check-ins that `of` stands for: its blob `place`."""
+        found: dict[str, str] = {}
+        digest = views.hash_bytes(of, "of")
+        for first in range(1, self._chain.call("Shards", "num_nodes", contract) + 1, NODES_PER_PAGE):
+            for one in self._chain.call("Shards", "page", contract, number, digest, step, place, first):
+                found[one["node"]] = views.hash_text(one["blob"])
+        return found
 
 
 def _site_arguments(

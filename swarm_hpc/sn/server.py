@@ -27,6 +27,7 @@ from swarm_hpc.records import (
     Progress,
     Round,
     SiteApplication,
+    Statement,
     TrainingContract,
     encode,
 )
@@ -48,7 +49,7 @@ from swarm_hpc.sn.request import (
 )
 from swarm_hpc.sn.server_tasks import TaskApi
 from swarm_hpc.sn.shared import SharedLedger
-from swarm_hpc.sn.waits import wait_for_events, wait_for_round
+from swarm_hpc.sn.waits import Shares, wait_for_events, wait_for_round, wait_for_shares
 from swarm_hpc.transport.line import split_address
 from swarm_hpc.transport.server import allow, body
 
@@ -108,6 +109,8 @@ class SnApi:
                 web.post(rounds + "/{number}/claim", self.claim),
                 web.post(rounds + "/{number}/drop", self.drop),
                 web.post(rounds + "/{number}/publish", self.publish),
+                web.post(rounds + "/{number}/shards", self.share),
+                web.get(rounds + "/{number}/shards", self.get_shared),
                 web.get("/v1/events", self.get_events),
             ]
         )
@@ -378,6 +381,27 @@ class SnApi:
         name, number = _round(request)
         after, wait_s = whole_number(request, "after", 0), waiting_time(request)
         return answer(await wait_for_round(self.live, name, number, after=after, wait_s=wait_s))
+
+    async def share(self, request: web.Request) -> web.Response:
+        """A step of merging the round in shards."""
+        name, number = _round(request)
+        said = await body(request)
+        node, incarnation = await self._act(request, said)
+        statement = take(said, "statement", Statement)
+        await self.live.write(lambda ledger: ledger.share(name, number, node, incarnation, statement))
+        return web.json_response({})
+
+    async def get_shared(self, request: web.Request) -> web.Response:
+        """What the nodes have stated of a step, now or when enough have."""
+        allow(request, *READERS)
+        name, number = _round(request)
+        shares = Shares(
+            of=request.query.get("of", ""),
+            step=whole_number(request, "step", 0),
+            place=whole_number(request, "place", 0),
+        )
+        count, wait_s = whole_number(request, "count", 1), waiting_time(request)
+        return answer(await wait_for_shares(self.live, name, number, shares, count=count, wait_s=wait_s))
 
     async def get_events(self, request: web.Request) -> web.Response:
         """Events, now or when there are any."""

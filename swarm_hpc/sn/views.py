@@ -162,7 +162,7 @@ def event(log: LogEntry) -> Event:
         elif name == "state":
             facts[name] = str(TASK_STATES[value])
         elif name not in ("key", "contract"):
-            facts[name] = hash_text(value) if isinstance(value, bytes) else value
+            facts[name] = _fact(value)
     return Event(
         cursor=log.block * LOGS_PER_BLOCK + log.index,
         name=log.name,
@@ -171,6 +171,12 @@ def event(log: LogEntry) -> Event:
         at=log.at,
         facts=facts,
     )
+
+
+def _fact(value: Any) -> str | int:
+    if isinstance(value, tuple | list):
+        return " ".join(map(hash_text, value))
+    return hash_text(value) if isinstance(value, bytes) else value
 
 
 # --- records for the ledger, in the order of the contracts' structs ---

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final
 
-from swarm_hpc.records import Round
-from swarm_hpc.sn.client import EventPage, RoundView
+from swarm_hpc.records import Round, RoundState
+from swarm_hpc.sn.client import EventPage, RoundView, SharedView
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 
 _REPEAT_S: Final = 1.0
 """How long a round is held back whose deadline passed before the question: its asker may know, or have missed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What is asked for of the statements about a round (records.Statement)."""
+
+    of: str
+    step: int
+    place: int
 
 
 async def wait_for_round(live: LiveLedger, contract: str, number: int, *, after: int, wait_s: float) -> RoundView:
@@ -29,6 +39,26 @@ async def wait_for_round(live: LiveLedger, contract: str, number: int, *, after:
         if _is_due(view.round):
             break
     return view
+
+
+async def wait_for_shares(
+    live: LiveLedger, contract: str, number: int, shares: Shares, *, count: int, wait_s: float
+) -> SharedView:
+    """The shares of a step when `count` nodes have stated it, when the round is not claimed, or after `wait_s`."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+
+    def ask(ledger: Ledger) -> dict[str, str]:
+        return ledger.shared(contract, number, shares.of, shares.step, shares.place)
+
+    while True:
+        view = await _view(live, contract, number)
+        # after the round: whatever was stated while it was claimed is there
+        blobs = await live.read(ask)
+        left_s = until - loop.time()
+        if len(blobs) >= count or view.round.state is not RoundState.CLAIMED or left_s <= 0 or live.stopped:
+            return SharedView(blobs=blobs, view=view)
+        await live.wait(contract, view.cursor, left_s)
 
 
 async def wait_for_events(live: LiveLedger, contract: str | None, *, after: int, wait_s: float) -> EventPage:

@@ -6,7 +6,7 @@
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
 
-SCHEMA: constant(uint256) = 5
+SCHEMA: constant(uint256) = 6
 MAX_SITES: constant(uint256) = 256
 PAGE: constant(uint256) = 32
 # What a site's account is given for gas when it is admitted, where the chain's genesis has endowed this contract.
@@ -83,6 +83,7 @@ event NodeActive:
 founder: public(address)
 training: public(address)
 tasks: public(address)
+shards: public(address)
 
 num_sites: public(uint256)
 num_active_sites: public(uint256)
@@ -114,14 +115,16 @@ def __init__(site: String[63], endpoint: String[260], ca_fingerprint: String[95]
 
 
 @external
-def link(training: address, tasks: address):
+def link(training: address, tasks: address, shards: address):
     """
     @notice Say, once, where the other contracts are.
     """
     assert msg.sender == self.founder, "NotMember: only the founder links the contracts"
-    assert self.training == empty(address) or (self.training == training and self.tasks == tasks), "AlreadyExists: the contracts are linked"
+    if self.training != empty(address):
+        assert self.training == training and self.tasks == tasks and self.shards == shards, "AlreadyExists: the contracts are linked"
     self.training = training
     self.tasks = tasks
+    self.shards = shards
 
 
 @external

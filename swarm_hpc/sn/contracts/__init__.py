@@ -71,7 +71,7 @@ class Artifact:
 
 @cache
 def artifact(name: str) -> Artifact:
-    """The committed artifact of `Registry`, `Training` or `Tasks`."""
+    """The committed artifact of `Registry`, `Training`, `Tasks` or `Shards`."""
     found = json.loads(resources.files(__package__).joinpath(f"{name}.json").read_text())
     functions, events = {}, {}
     for one in found["abi"]:

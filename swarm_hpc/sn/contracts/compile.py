@@ -14,7 +14,7 @@ from vyper import compile_code  # type: ignore[import-untyped]
 from vyper.compiler.settings import OptimizationLevel, Settings  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).resolve().parent
-CONTRACTS = ("Registry", "Training", "Tasks")
+CONTRACTS = ("Registry", "Training", "Tasks", "Shards")
 # No PUSH0 in london bytecode: it runs on every EVM from Berlin on.
 EVM_VERSION = "london"
 # A contract has at most 24576 bytes (EIP-170); gas costs nothing here.

@@ -44,7 +44,7 @@ def test_the_program_knows_the_schema_that_the_contract_states():
     assert f"SCHEMA: constant(uint256) = {SCHEMA}\n" in (FOLDER / "Registry.vy").read_text()
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", ["Registry", "Training", "Tasks"])
 def test_a_contract_counts_in_seconds_what_blocks_are_stamped_with(name):
     source = (FOLDER / f"{name}.vy").read_text()
     assert f"return block.timestamp // {TICKS_PER_S}\n" in source

@@ -1,0 +1,57 @@
+"""Comparing models of which each peer has one shard in memory: what it adds up there, the others get to know.
+
+The numbers are those of whole models in one memory, to the last bit, because partial sums are handed on unrounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_hpc.errors import MergeError
+from swarm_hpc.kernels.cpu import Pieces, exact_parts, matrix
+from swarm_hpc.kernels.plain import Measure
+from swarm_hpc.kernels.weiszfeld import Matrix
+
+Numbers: TypeAlias = npt.NDArray[np.float64]
+
+MAX_PARTS: Final = 4
+"""Numbers that an unrounded sum is written in: enough for terms that are apart by 2^150."""
+
+
+class Joined:
+    """`mixture.Measured` of models whose shards are at several peers."""
+
+    def __init__(self, own: Pieces, exchange: Callable[[Numbers], Sequence[Numbers]]) -> None:
+        """`exchange` hands its argument to all peers and returns what each of them hands over, of the same shape.
+
+        All peers must make the same calls. What `exchange` raises comes through.
+        """
+        self._own = own
+        self._exchange = exchange
+
+    def sums(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> Matrix:
+        """`Measured.sums`. MergeError where this shard's sums take more than MAX_PARTS numbers."""
+        columns = self._own.columns(peers, measure, centre)
+        own = np.zeros((len(columns), MAX_PARTS))
+        for place, parts in enumerate(map(exact_parts, columns)):
+            if len(parts) > MAX_PARTS:
+                raise MergeError(f"the values of a shard are too far apart for sums of {MAX_PARTS} numbers")
+            own[place, : len(parts)] = parts
+        # peers x places x parts
+        found = np.stack(list(self._exchange(own))).swapaxes(0, 1).reshape(len(columns), -1)
+        return matrix([_total(column) for column in found.tolist()], len(peers))
+
+    def bounded(self, peers: Sequence[int], limit: float) -> list[bool]:
+        """`Measured.bounded`"""
+        own = np.array(self._own.bounded(peers, limit), np.float64)
+        return [all(flags) for flags in zip(*(one.tolist() for one in self._exchange(own)), strict=True)]
+
+
+def _total(parts: Sequence[float]) -> float:
+    """`cpu.exact_sum` of all that these are parts of: a part is NaN where a number is too large."""
+    return math.nan if any(math.isnan(part) for part in parts) else math.fsum(parts)
