@@ -13,13 +13,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import accumulate, count
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
 from blake3 import blake3
 
-from swarm_hpc.errors import NotShared
+from swarm_hpc.errors import BlobError, MergeError, NotShared, TransportError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.joined import Joined, Numbers
 from swarm_hpc.kernels.plan import Layout, Shard, shards
@@ -76,7 +76,11 @@ class ShardedMerge:
         work = _Work(self, round_, tell)
         try:
             async with asyncio.timeout(within_s):
-                return await work.run(data, out)
+                try:
+                    return await work.run(data, out)
+                except (BlobError, TransportError, MergeError):
+                    await work.give_up()
+                    raise
         except TimeoutError as exc:
             raise NotShared(f"not done within {within_s:.0f} s: {work.waiting_for}") from exc
 
@@ -102,7 +106,7 @@ class _Work:
         self._peers = [check_in.node for check_in in self._check_ins]
         self._place = self._peers.index(node.member.name)
         self._cuts = shards(node.layout, len(self._peers), cpu.grain(node.method))
-        self._steps = count(_FIRST_NUMBERS)
+        self._unstated = {_PIECES, _SHARD, _FIRST_NUMBERS}
         self._loop = asyncio.get_running_loop()
         self._asked: Future[list[Numbers]] | None = None
         self._stopped = False
@@ -125,19 +129,29 @@ class _Work:
         with laps.lap(Phase.HASH):
             return await asyncio.to_thread(hash_bytes, out)
 
+    async def give_up(self) -> None:
+        """Tell the others not to wait for what this node has not stated yet."""
+        for step in sorted(self._unstated):
+            await self._state(step, ("",) * len(self._peers))
+
     # --- to the others, and from them ---
 
     async def _hand_out(self, step: int, blobs: Sequence[memoryview], *, to_me: int = -1) -> None:
         """Offer the blobs, except for the one that this node alone needs, and state them."""
-        node, name, number = self._node, self._round.contract, self._round.number
+        node = self._node
         with node.laps.lap(Phase.HASH):
             hashes = await asyncio.to_thread(lambda: tuple(map(hash_bytes, blobs)))
         wanted = {
             blob: data for place, (blob, data) in enumerate(zip(hashes, blobs, strict=True)) if data and place != to_me
         }
         with node.laps.lap(Phase.OFFER):
-            await _all(node.exchange.offer(blob, data, name) for blob, data in wanted.items())
-        statement = Statement(of=self._of, step=step, blobs=hashes)
+            await _all(node.exchange.offer(blob, data, self._round.contract) for blob, data in wanted.items())
+        await self._state(step, hashes)
+        self._unstated.discard(step)
+
+    async def _state(self, step: int, blobs: tuple[str, ...]) -> None:
+        node, name, number = self._node, self._round.contract, self._round.number
+        statement = Statement(of=self._of, step=step, blobs=blobs)
         with node.laps.lap(Phase.LEDGER):
             await node.member.call(lambda i: node.sn.share(name, number, node.member.name, i, statement))
 
@@ -181,6 +195,8 @@ class _Work:
 
     def _check(self, view: RoundView, stated: Mapping[str, str]) -> None:
         missing = [peer for peer in self._peers if peer not in stated]
+        if gave_up := [peer for peer, blob in stated.items() if not blob]:
+            raise NotShared(f"{', '.join(gave_up)} gave up")
         if view.round.state is RoundState.OPEN or digest(view.round) != self._of:
             raise NotShared("other check-ins are to be merged")
         if missing and view.round.state is RoundState.PUBLISHED:
@@ -236,7 +252,8 @@ class _Work:
         return self._asked.result()
 
     async def _exchange(self, numbers: Numbers) -> list[Numbers]:
-        step = next(self._steps)
+        step = max(self._unstated)
+        self._unstated.add(step + 1)
         found = {peer: np.empty_like(numbers) for peer in self._peers}
         found[self._node.member.name][...] = numbers
         await self._hand_out(step, [numbers.data.cast("B")])
