@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_hpc.errors import ConfigError, ProtocolError
-from swarm_hpc.records import MERGE_PARAMETERS, Merge, MergeMethod, decode, encode
+from swarm_hpc.records import MERGE_PARAMETERS, Merge, MergeMethod, MergePlan, decode, encode
 
 MERGES = st.builds(
     Merge,
@@ -30,6 +30,8 @@ MERGES = st.builds(
         (Merge(method=MergeMethod.KRUM), "krum num_byzantine=1"),
         (Merge(method=MergeMethod.MULTIKRUM, num_selected=3), "multikrum num_byzantine=1 num_selected=3"),
         (Merge(method=MergeMethod.CENTREDCLIP), "centredclip clip_radius=1.0 clip_iterations=5"),
+        (Merge(plan=MergePlan.SHARDED), "mean plan=sharded"),
+        (Merge(method=MergeMethod.KRUM, plan=MergePlan.SHARDED), "krum num_byzantine=1 plan=sharded"),
     ],
 )
 def test_a_merge_is_written_with_the_parameters_that_its_method_takes(merge, text):
@@ -109,4 +111,4 @@ def test_krum_takes_three_peers_more_than_may_be_byzantine_and_at_least_the_sele
 def test_every_method_says_what_it_takes():
     assert set(MERGE_PARAMETERS) == set(MergeMethod)
     taken = [name for names in MERGE_PARAMETERS.values() for name in names]
-    assert set(taken) == {one.name for one in fields(Merge)} - {"method"}
+    assert set(taken) == {one.name for one in fields(Merge)} - {"method", "plan"}

@@ -22,6 +22,7 @@ from web3.providers.base import BaseProvider
 from swarm_hpc.config import LedgerConfig, LedgerKind
 from swarm_hpc.errors import ConfigError, LedgerError
 from swarm_hpc.records import (
+    MAX_PEERS,
     CheckIn,
     ContractSpec,
     DeclaredContract,
@@ -356,6 +357,8 @@ class Ledger(TaskLedger):
 
     def share(self, contract: str, number: int, node: str, incarnation: int, statement: Statement) -> None:
         """State the blobs of one step of merging a round in shards; the same again is a no-op. Fenced."""
+        if len(statement.blobs) > MAX_PEERS:
+            raise ConfigError(f"blobs: {len(statement.blobs)} are more than a round has peers, {MAX_PEERS}")
         blobs = [views.hash_bytes(blob, "blob") for blob in statement.blobs]
         of = views.hash_bytes(statement.of, "of")
         what = f"{node} sharing step {statement.step} of round {number} of {contract}"

@@ -9,7 +9,7 @@ import pytest
 
 from swarm_hpc.config import ConnectionConfig
 from swarm_hpc.errors import LedgerHalted, NotAuthorized, NotReachable, ProtocolError
-from swarm_hpc.records import Progress, RoundState
+from swarm_hpc.records import Progress, RoundState, Statement
 from swarm_hpc.sn.client import SnClient
 
 
@@ -77,6 +77,43 @@ async def test_many_may_wait_while_others_work(swarm):
     waiting = [asyncio.create_task(one.client.round("demo", 1, after=seen.cursor, wait_s=30)) for _ in range(100)]
     await two.check_in(1)
     assert all(len(view.round.check_ins) == 1 for view in await asyncio.gather(*waiting))
+
+
+def statement(*numbers, of="ab" * 32, step=0):
+    return Statement(of=of, step=step, blobs=tuple(f"{number:064x}" for number in numbers))
+
+
+async def test_shares_are_answered_when_so_many_nodes_have_stated_them(swarm):
+    one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
+    await one.check_in(1)
+    await two.check_in(1)
+    await one.claim(1)
+    first = await one.client.shared("demo", 1, "ab" * 32, 0, count=1, wait_s=0.05)
+    assert (first.blobs, first.view.round.leader) == ({}, one.name)
+    waiting = asyncio.create_task(one.client.shared("demo", 1, "ab" * 32, 0, place=1, count=2, wait_s=30))
+    await one.client.share("demo", 1, one.name, 1, statement(10, 11))
+    await two.client.share("demo", 1, two.name, 1, statement(20, 21, step=1))
+    assert (await one.client.shared("demo", 1, "ab" * 32, 0, place=1)).blobs == {one.name: f"{11:064x}"}
+    assert not waiting.done()
+    await two.client.share("demo", 1, two.name, 1, statement(20, 21))
+    assert (await waiting).blobs == {one.name: f"{11:064x}", two.name: f"{21:064x}"}
+
+
+async def test_nobody_waits_for_shares_of_a_round_that_is_over(swarm):
+    one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
+    await one.check_in(1)
+    await two.check_in(1)
+    await one.claim(1)
+    waiting = asyncio.create_task(two.client.shared("demo", 1, "ab" * 32, 1, count=2, wait_s=30))
+    await one.publish(1)
+    found = await waiting
+    assert (found.blobs, found.view.round.state) == ({}, RoundState.PUBLISHED)
+
+
+async def test_nobody_shares_for_a_node_of_another_site(swarm):
+    one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
+    with pytest.raises(NotAuthorized):
+        await one.client.share("demo", 1, two.name, 1, statement(1))
 
 
 async def test_events_come_in_order_and_wait_for_the_next(swarm, new_spec):

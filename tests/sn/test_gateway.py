@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,17 @@ from eth_account import Account
 from swarm_hpc.config import ConnectionConfig, IdentityConfig, TransferConfig
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, LedgerError, NotAuthorized, NotReachable, TimedOut
 from swarm_hpc.identity import ca, certs
-from swarm_hpc.records import CheckIn, ContractSpec, FinishMode, Kind, NodeName, Platform
+from swarm_hpc.records import (
+    CheckIn,
+    ContractSpec,
+    FinishMode,
+    Kind,
+    Merge,
+    MergePlan,
+    NodeName,
+    Platform,
+    Statement,
+)
 from swarm_hpc.sn.blobs import ContractBlobs
 from swarm_hpc.sn.embedded import EmbeddedProvider
 from swarm_hpc.sn.gateway import Gateway
@@ -430,6 +441,23 @@ async def test_every_site_in_the_contract_fetches_a_result_as_soon_as_it_is_publ
     await until(lambda: two.site.has(merged))
     assert merged not in {blob for _, blob in two.site.asked}
     assert one.site.asked == [("beta/sn/sn", merged)], "gamma takes no part"
+
+
+async def test_of_a_round_that_is_merged_in_shards_nothing_whole_is_fetched_ahead_but_what_is_asked_for_comes(net):
+    net.spec = replace(net.spec, merge=Merge(plan=MergePlan.SHARDED))
+    one, two = await net.joined("alpha/sl/one", "beta/sl/two")
+    whole = [await node.check_in(1, node.name.encode()) for node in (one, two)]
+    await two.claim(1)
+    piece = await one.put(b"for two")
+    await one.site.write(
+        lambda ledger: ledger.share("demo", 1, one.name, 1, Statement(of="ab" * 32, step=0, blobs=(whole[0], piece)))
+    )
+    assert await two.get(piece) == b"for two"
+    merged = await two.publish(1, b"merged")
+    await net.hear()
+    assert one.site.asked == [("beta/sn/sn", piece)]
+    assert two.site.asked == [("beta/sl/two", piece)]
+    assert await one.get(merged) == b"merged"
 
 
 async def test_what_could_not_be_fetched_ahead_is_logged_once(net, caplog):

@@ -22,6 +22,14 @@ def test_a_check_in_is_at_its_nodes_site_and_a_leader_may_have_a_copy():
     assert holders.of(MERGED) == ()
 
 
+def test_what_is_shared_is_at_its_nodes_site():
+    holders = Holders()
+    holders.learn(event("Shared", round=2, node="alpha/sl/one", step=0, blobs=f"{ONE} {TWO}"))
+    holders.learn(event("Shared", round=2, node="beta/sl/two", step=1, blobs=""))
+    for blob in (ONE, TWO):
+        assert holders.of(blob) == (Holding(blob=blob, contract="demo", round=2, homes=("alpha",)),)
+
+
 def test_a_merged_blob_is_at_the_leaders_site_and_soon_everywhere():
     holders = Holders()
     holders.learn(event("Published", round=1, node="beta/sl/two", merged=MERGED))
