@@ -2,7 +2,7 @@
 # pragma evm-version london
 """
 @title Shards
-@notice What the participants of a round tell each other while they merge it in shards (docs/protocol.md 4.3): hashes of
+@notice What the participants of a round tell each other while they merge it in shards (docs/protocol.md 4.1): hashes of
         blobs, by node and step. Nothing is decided here: a round's result is what its leader publishes in Training.
         A revert reason is the name of an exception of errors.py, then what to say after it.
 """
