@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from swarm_hpc import processes
-from swarm_hpc.config import TransferConfig, TransferMode
+from swarm_hpc.config import MergeConfig, TransferConfig, TransferMode
 from swarm_hpc.local.swarm import fetch_rounds
-from swarm_hpc.records import RoundState
+from swarm_hpc.records import MergePlan, RoundState
 from tests.system.conftest import CONTRACT, PATIENCE_S, Network, sites_of, until
 
 both_ways = pytest.mark.parametrize("mode", TransferMode)
+both_plans = pytest.mark.parametrize("plan", MergePlan)
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 EVERYBODY = {"alpha", "beta", "gamma"}
 
@@ -52,8 +53,9 @@ def rejoin(network: Network, site: str, number: int) -> None:
 
 
 @both_ways
-def test_a_killed_leader_is_replaced_and_rejoins(network, mode):
-    net = network(transfer=TransferConfig(mode=mode))
+@both_plans
+def test_a_killed_leader_is_replaced_and_rejoins(network, mode, plan):
+    net = network(transfer=TransferConfig(mode=mode), merge=MergeConfig(plan=plan))
     net.start(SIZE="1000000")
     net.await_round(1, with_sites=EVERYBODY)
     site, number = stop_a_leader(net)
@@ -80,8 +82,9 @@ def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
 
 
 @both_ways
-def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode):
-    net = network(transfer=TransferConfig(mode=mode))
+@both_plans
+def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode, plan):
+    net = network(transfer=TransferConfig(mode=mode), merge=MergeConfig(plan=plan))
     net.start(SIZE="1000000")
     net.await_round(1, with_sites=EVERYBODY)
     number = kill_while_another_leads(net, "beta")
@@ -116,8 +119,9 @@ def test_a_killed_program_ends_its_node_and_can_be_started_again(network):
     net.finish()
 
 
-def test_training_survives_a_killed_sn_that_comes_back_after_ten_seconds(network):
-    net = network()
+@both_plans
+def test_training_survives_a_killed_sn_that_comes_back_after_ten_seconds(network, plan):
+    net = network(merge=MergeConfig(plan=plan))
     net.start()
     before = net.await_round(2)
     net.swarm.kill("sn", signal.SIGKILL)

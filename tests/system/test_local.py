@@ -29,11 +29,13 @@ def change_one_byte(path):
 
 
 @pytest.mark.parametrize(
-    ("merge", "transfer"), [("mean", "gateway"), ("geomedian", "direct"), ("coordmedian", "gateway")]
+    ("merge", "transfer", "plan"),
+    [("mean", "gateway", "leader"), ("geomedian", "direct", "leader"), ("coordmedian", "gateway", "sharded")],
 )
-def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path, merge, transfer):
-    run_dir, summary = run_digits(tmp_path, f"merge={merge}", f"transfer={transfer}")
-    assert (summary["experiment"], summary["merge"], summary["metric"]) == ("digits", merge, "accuracy")
+def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path, merge, transfer, plan):
+    run_dir, summary = run_digits(tmp_path, f"merge={merge}", f"transfer={transfer}", f"merge.plan={plan}")
+    merged_by = merge if plan == "leader" else f"{merge} plan={plan}"
+    assert (summary["experiment"], summary["merge"], summary["metric"]) == ("digits", merged_by, "accuracy")
     assert [site["site"] for site in summary["sites"]] == ["alpha", "beta", "gamma", "delta"]
     assert all(site["alone"] < 0.91 for site in summary["sites"])
     assert all(site["swarm"] >= summary["pooled"] - 0.02 for site in summary["sites"])
