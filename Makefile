@@ -31,11 +31,11 @@ test: test-fast test-slow  ## all tests
 test-fast: setup  ## the tests that answer in under a minute (on every core)
 	$(BIN)/python -m pytest -n auto -m "not slow and not system and not geth and not slurm and not apptainer" $(PYTEST_ARGS)
 
-test-slow: setup  ## the others, one at a time: whole swarms, kills, TensorFlow, real ledger nodes, Slurm, Apptainer
+test-slow: setup  ## the others, two files at a time: whole swarms, kills, TensorFlow, real ledger nodes, Slurm, Apptainer
 	@scripts/install_ledger_tools.sh --optional --for-tests
 	@scripts/install_slurm.sh --optional
 	@scripts/install_apptainer.sh --optional
-	$(BIN)/python -m pytest -m "slow or system or geth or slurm or apptainer" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow or system or geth or slurm or apptainer" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import layers
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ The memory for them is kept for the next round: it costs as much to get it from 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Final
 
@@ -44,13 +44,19 @@ class Gathering:
         finally:
             self.blobs, self.missing, self._used = {}, {}, []
 
-    async def fetch(self, check_ins: Sequence[CheckIn]) -> None:
+    async def fetch(self, check_ins: Sequence[CheckIn], tell: Callable[[str], None] | None = None) -> None:
         """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.
 
-        BlobCorrupt: one of them has other bytes than its hash names, or another size; names the node.
+        `tell` hears whose are here, and whose are not. BlobCorrupt: one of them has other bytes than its hash names, or
+        another size; names the node.
         """
         self.missing = {}
         limit = asyncio.Semaphore(_MAX_FETCHES)
+        nodes = sorted(check_in.node for check_in in check_ins)
+
+        def say() -> None:
+            if tell is not None:
+                tell(so_far("peers' parameters", nodes, {c.node for c in check_ins if c.blob in self.blobs}))
 
         async def fetch(blob: str, holders: list[str]) -> None:
             async with limit:
@@ -65,7 +71,9 @@ class Gathering:
                 else:
                     self.blobs[blob] = data
                     self._used.append(data)
+                    say()
 
+        say()
         holders = _holders(check_ins)
         wanted = [fetch(blob, holders[blob]) for blob in holders if blob not in self.blobs]
         # all of them to their end: no fetch is left behind by the error of another
@@ -84,6 +92,13 @@ class Gathering:
             if isinstance(self.missing.get(blob), BlobNotFound) and away.issuperset(holders):
                 nodes += holders
         return nodes
+
+
+def so_far(what: str, peers: Sequence[str], here: Set[str]) -> str:
+    """How far one is in getting something from each peer, in words."""
+    text = f"{len(here)} of {len(peers)} {what} are here"
+    missing = [peer for peer in peers if peer not in here]
+    return f"{text}, missing: {', '.join(missing)}" if missing else text
 
 
 def _holders(check_ins: Sequence[CheckIn]) -> dict[str, list[str]]:

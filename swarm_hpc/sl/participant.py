@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from swarm_hpc.errors import (
@@ -180,22 +181,20 @@ class Participant:
 
     async def _share(self, round_: Round, mine: Contribution) -> None:
         """Merge the round in shards. Its result is in the spare then, or the leader has to merge alone."""
-
-        def tell(reason: str) -> None:
-            self.reason = reason
-
         self._shared, self._spare.blob = digest(round_), ""
         # the leader needs the other half where this comes to nothing
         within_s = max(round_.leader_due_in_s or 0, 0) / 2
         try:
             self._spare.blob = await self._shards.merge(
-                round_, mine.data, self._spare.buffer, within_s=within_s, tell=tell
+                round_, mine.data, self._spare.buffer, within_s=within_s, tell=partial(self._tell, round_)
             )
         except (BlobError, TransportError, MergeError, RoundError) as exc:
             log.warning("%s round %d is not merged in shards: %s", round_.contract, round_.number, exc)
 
+    def _tell(self, round_: Round, how_far: str) -> None:
+        self.reason = f"{round_.contract} round {round_.number}: {how_far}"
+
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
-        self.reason = f"{round_.contract} round {round_.number}: merging {len(round_.check_ins)} peers' parameters"
         merged = self._spare.blob if digest(round_) == self._shared else ""
         if not merged:
             await self._gather(round_, mine)
@@ -213,13 +212,14 @@ class Participant:
         if mine is not None:
             self._gathering.blobs[mine.check_in.blob] = mine.data
         with self.laps.lap(Phase.FETCH):
-            await self._gathering.fetch(round_.check_ins)
+            await self._gathering.fetch(round_.check_ins, partial(self._tell, round_))
 
     async def _merge(self, round_: Round) -> str:
         """Merge what was gathered into the spare; the hash. An error of NOT_NOW where something is missing."""
         for exc in self._gathering.missing.values():
             raise exc
         self._spare.blob = ""
+        self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
         with self.laps.lap(Phase.MERGE):
             self._spare.blob = await merge(
                 self._arena.layout, self._spec.merge, round_.check_ins, self._gathering.blobs, self._spare.buffer

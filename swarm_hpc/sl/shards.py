@@ -25,6 +25,7 @@ from swarm_hpc.kernels.joined import Joined, Numbers
 from swarm_hpc.kernels.plan import Layout, Shard, shards
 from swarm_hpc.records import Merge, Round, RoundState, Statement
 from swarm_hpc.sl.exchange import Exchange
+from swarm_hpc.sl.gathering import so_far
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.merge import effective_weight
@@ -206,11 +207,8 @@ class _Work:
             raise NotShared(f"{', '.join(lost)} went away")
 
     def _say(self, what: str, here: Set[str]) -> None:
-        missing = [peer for peer in self._peers if peer not in here]
-        self.waiting_for = f"{len(here)} of {len(self._peers)} {what} are here"
-        if missing:
-            self.waiting_for += f", missing: {', '.join(missing)}"
-            self._tell(f"{self._round.contract} round {self._round.number}: {self.waiting_for}")
+        self.waiting_for = so_far(what, self._peers, here)
+        self._tell(self.waiting_for)
 
     # --- the merge ---
 

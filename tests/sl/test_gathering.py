@@ -112,3 +112,16 @@ async def test_a_blob_that_nobody_has_leaves_its_memory_for_the_next_try():
         await gathering.fetch([check_in])
         assert not gathering.missing
         assert gathering.blobs[check_in.blob] == data
+
+
+async def test_it_says_whose_parameters_are_here():
+    blobs = {node: bytes([number]) * 8 for number, node in enumerate(NODES)}
+    blobs["b/sl/1"] = blobs["a/sl/1"]
+    gathering, said = Gathering(Peers({hash_bytes(data): data for data in list(blobs.values())[:3]}), 8), []
+    with gathering.for_a_round():
+        gathering.blobs[hash_bytes(blobs["c/sl/1"])] = blobs["c/sl/1"]
+        await gathering.fetch(check_ins_of(blobs), said.append)
+    assert said == [
+        "1 of 4 peers' parameters are here, missing: a/sl/1, b/sl/1, d/sl/1",
+        "3 of 4 peers' parameters are here, missing: d/sl/1",
+    ]
