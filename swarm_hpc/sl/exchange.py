@@ -43,8 +43,8 @@ class Exchange(Protocol):
     async def enter(self, contract: TrainingContract) -> None:
         """Take up a contract."""
 
-    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
-        """Make a blob of the contract available to the peers."""
+    async def offer(self, blob: str, data: memoryview, contract: str, *, passing: bool = False) -> None:
+        """Make a blob of the contract available to the peers. One in `passing` is of use in this round alone."""
 
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """Get a blob, verified, from any of the nodes `holders`, into a buffer of its size.
@@ -76,7 +76,7 @@ class GatewayExchange:
         """Take up a contract."""
         self._sharded = contract.spec.merge.plan is MergePlan.SHARDED
 
-    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
+    async def offer(self, blob: str, data: memoryview, contract: str, *, passing: bool = False) -> None:
         """Upload to the SN, or leave the file in the shared folder for it."""
         if self._shared_dir is None:
             await self._sn.upload(blob, data, contract)
@@ -133,9 +133,9 @@ class DirectExchange:
         if self.keep_rounds:
             await asyncio.to_thread(self._delete, left - known)
 
-    async def offer(self, blob: str, data: memoryview, contract: str) -> None:
+    async def offer(self, blob: str, data: memoryview, contract: str, *, passing: bool = False) -> None:
         """Put it in the store."""
-        await self._keep(blob, data)
+        await self._keep(blob, data, durable=not passing)
 
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """From the own store, else from one holder after the other."""
@@ -176,8 +176,8 @@ class DirectExchange:
         self._readers.blobs -= dropped
         await asyncio.to_thread(self._delete, dropped)
 
-    async def _keep(self, blob: str, data: memoryview) -> None:
-        await asyncio.to_thread(self._store.put, data, blob=blob)
+    async def _keep(self, blob: str, data: memoryview, *, durable: bool = True) -> None:
+        await asyncio.to_thread(self._store.put, data, blob=blob, durable=durable)
         self._rounds[-1].add(blob)
         self._readers.blobs.add(blob)
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
@@ -146,7 +147,8 @@ class _Work:
             blob: data for place, (blob, data) in enumerate(zip(hashes, blobs, strict=True)) if data and place != to_me
         }
         with node.laps.lap(Phase.OFFER):
-            await _all(node.exchange.offer(blob, data, self._round.contract) for blob, data in wanted.items())
+            offer = partial(node.exchange.offer, contract=self._round.contract, passing=True)
+            await _all(offer(blob, data) for blob, data in wanted.items())
         await self._state(step, hashes)
         self._unstated.discard(step)
 

@@ -57,8 +57,11 @@ class BlobWriter:
     As a context manager it commits at the end of the block, or leaves nothing when the block fails.
     """
 
-    def __init__(self, target: Path, blob: str, size_bytes: int, *, min_free_bytes: int = 0) -> None:
+    def __init__(
+        self, target: Path, blob: str, size_bytes: int, *, min_free_bytes: int = 0, durable: bool = True
+    ) -> None:
         self._target = target
+        self._durable = durable
         self._blob = blob_name(blob)
         self._size_bytes = size_bytes
         self._min_free_bytes = min_free_bytes
@@ -100,15 +103,17 @@ class BlobWriter:
             self._written = 0
 
     def commit(self) -> None:
-        """Verify, make durable, rename. BlobCorrupt leaves nothing. A second call does nothing."""
+        """Verify, make durable if so asked, rename. BlobCorrupt leaves nothing. A second call does nothing."""
         with self._lock:
             if self._done:
                 return
             try:
                 self._verify()
-                os.fsync(self._fd)
+                if self._durable:
+                    os.fsync(self._fd)
                 self._path.replace(self._target)
-                _sync_folder(self._target.parent)
+                if self._durable:
+                    _sync_folder(self._target.parent)
             except OSError as exc:
                 raise _failed(self._target.parent, exc) from exc
             finally:
@@ -163,21 +168,27 @@ class BlobStore:
         """Whether the blob is there."""
         return (self.folder / blob_name(blob)).is_file()
 
-    def put(self, data: ReadableBuffer, *, blob: str | None = None) -> str:
-        """Store the bytes, return their hash. A repeat does nothing. BlobCorrupt if `blob` is given and differs."""
-        found = hash_bytes(data)
-        if blob is not None and blob_name(blob) != found:
-            raise BlobCorrupt(f"blob {blob}: the bytes have the hash {found}")
-        if not self.has(found):
+    def put(self, data: ReadableBuffer, *, blob: str | None = None, durable: bool = True) -> str:
+        """Store the bytes, return their hash. A repeat does nothing. BlobCorrupt if `blob` is given and differs.
+
+        What is not `durable` may be gone, or damaged, after a loss of power.
+        """
+        if blob is None or self.has(blob):
+            found = hash_bytes(data)
+            if blob is not None and blob_name(blob) != found:
+                raise BlobCorrupt(f"blob {blob}: the bytes have the hash {found}")
+            blob = found
+        if not self.has(blob):
             view = memoryview(data).cast("B")
-            with self.writer(found, len(view)) as writer:
+            with self.writer(blob, len(view), durable=durable) as writer:
                 for start in range(0, len(view), BLOCK_BYTES):
                     writer.write(view[start : start + BLOCK_BYTES])
-        return found
+        return blob
 
-    def writer(self, blob: str, size_bytes: int) -> BlobWriter:
+    def writer(self, blob: str, size_bytes: int, *, durable: bool = True) -> BlobWriter:
         """Write a blob piece by piece, as a context manager: it is in the store only once it is whole and verified."""
-        return BlobWriter(self.folder / blob_name(blob), blob, size_bytes, min_free_bytes=self._min_free_bytes)
+        target = self.folder / blob_name(blob)
+        return BlobWriter(target, blob, size_bytes, min_free_bytes=self._min_free_bytes, durable=durable)
 
     def adopt(self, source: Path, blob: str) -> None:
         """Move a file in after verification: by rename, or by copy from another file system. A repeat does nothing.
