@@ -19,6 +19,9 @@ from swarm_hpc.errors import ProgramFailed, TimedOut
 
 _PR_SET_PDEATHSIG: Final = 1
 _END_BYTES: Final = 65536
+_KILLED_S: Final = 30.0
+"""How long we wait for killed processes to be gone; one that the kernel holds in a device's wait may stay longer."""
+_SCAN_S: Final = 0.01
 POLL_S: Final = 0.1
 """How often a wait looks whether a process has ended."""
 
@@ -97,8 +100,8 @@ class Process:
         self.popen.send_signal(number)
 
     def kill_all(self) -> None:
-        """SIGKILL for the process and all it started; no-op when none is left."""
-        kill_session(self.popen.pid)
+        """SIGKILL for the process and all it started. Returns when they are gone, at the latest after 30 s."""
+        _end(_sessions_of([self]))
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -126,14 +129,73 @@ def last_lines(file: Path, num_lines: int) -> list[str]:
     return [line.strip() for line in lines if line.strip()][-num_lines:] if num_lines > 0 else []
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One process of this host, as /proc/PID/stat has it (proc(5))."""
+
+    pid: int
+    is_alive: bool
+    parent: int
+    session: int
+    began: int
+    """In clock ticks since boot: tells processes apart that have had the same number."""
+
+    @classmethod
+    def read(cls, text: str) -> _Entry:
+        pid, _, rest = text.partition(" (")
+        words = rest.rpartition(")")[2].split()  # the command in parentheses may hold anything
+        return cls(int(pid), words[0] not in "ZX", int(words[1]), int(words[3]), int(words[19]))
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _entries() -> list[_Entry]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found.append(_Entry.read((folder / "stat").read_text()))
+    return found
+
+
 def kill_session(leader: int) -> None:
     """SIGKILL for all processes of the session that this process has begun, groups of their own included: Apptainer's
     squashfuse_ll has one."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            # the command in parentheses may hold anything; the session is field 6
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == leader:
-                os.kill(int(folder.name), signal.SIGKILL)
+    for entry in _entries():
+        if entry.session == leader:
+            entry.kill()
+
+
+def _sessions_of(processes: Sequence[Process]) -> dict[int, int]:
+    """The sessions of the processes and of all that they started: which process began each, and when (0: it is over).
+
+    What was started by a process that has ended is found only in a session that is known.
+    """
+    entries = _entries()
+    began = {entry.pid: entry.began for entry in entries}
+    # a process that was waited for is not there; one that has its number is somebody else's
+    sessions = {one.popen.pid for one in processes if one.popen.returncode is None or one.popen.pid not in began}
+    more = sessions
+    while more:
+        members = {entry.pid for entry in entries if entry.session in more}
+        more = {entry.session for entry in entries if entry.parent in members} - sessions
+        sessions |= more
+    return {leader: began.get(leader, 0) for leader in sessions}
+
+
+def _end(sessions: Mapping[int, int]) -> None:
+    """SIGKILL for all processes of the sessions, until they are gone or 30 s have passed."""
+    deadline = time.monotonic() + _KILLED_S
+    while True:
+        entries = _entries()
+        taken = {entry.pid for entry in entries if entry.began != sessions.get(entry.pid, entry.began)}
+        left = [entry for entry in entries if entry.is_alive and entry.session in sessions.keys() - taken]
+        for entry in left:
+            entry.kill()
+        if not left or time.monotonic() > deadline:
+            return
+        time.sleep(_SCAN_S)
 
 
 def wait(processes: Sequence[Process], timeout_s: float, *, every: Callable[[], None] | None = None) -> None:
@@ -157,7 +219,11 @@ def wait(processes: Sequence[Process], timeout_s: float, *, every: Callable[[], 
 
 
 def stop(processes: Sequence[Process], grace_s: float) -> None:
-    """End all of them and what they started: SIGTERM, after `grace_s` SIGKILL. Returns when none is left."""
+    """End all of them and what they started, in sessions of their own, too: SIGTERM, after `grace_s` SIGKILL.
+
+    Returns when none is left, at the latest 30 s after the SIGKILL.
+    """
+    sessions = _sessions_of(processes)
     for process in processes:
         if process.code is None:
             process.signal(signal.SIGTERM)
@@ -166,8 +232,8 @@ def stop(processes: Sequence[Process], grace_s: float) -> None:
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(max(0.0, deadline - time.monotonic()))
+    _end(_sessions_of(processes) | sessions)  # also what a process left behind
     for process in processes:
-        process.kill_all()  # also what a process left behind in its session
         process.popen.wait()
 
 

@@ -29,6 +29,8 @@ PARENT = [
     "print(child.pid, flush=True); time.sleep(600)",
 ]
 
+OUTSIDER = [sys.executable, "-S", "-c", "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"]
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -104,7 +106,17 @@ def test_stop_ends_grandchildren_and_who_ignores_sigterm(start):
     processes.stop([stubborn, parent], grace_s=0.2)
     assert stubborn.code == -signal.SIGKILL
     assert parent.code == -signal.SIGTERM
-    await_gone(grandchild)
+    assert gone(grandchild)
+
+
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN"])
+def test_when_stop_returns_no_session_that_was_begun_below_is_left(start, handler):
+    program = f"import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.{handler})"
+    process = start([sys.executable, "-S", "-c", f"{program}; subprocess.Popen({OUTSIDER!r}); time.sleep(600)"])
+    outsider = int(first_line(process))
+    assert not gone(outsider)
+    processes.stop([process], grace_s=0.2)
+    assert gone(outsider)
 
 
 def test_stop_reaches_a_process_that_is_suspended(start):
