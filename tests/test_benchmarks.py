@@ -1,4 +1,4 @@
-"""The benchmark of merging still runs, and says what it measured."""
+"""Benchmarks that nothing else runs still run, and say what they measured."""
 
 import json
 import subprocess
@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import cannot_run
+from tests.lab.namespaces import find_namespaces
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -20,3 +23,20 @@ def test_the_benchmark_of_merges_prints_a_row_per_method_and_backend():
     for row in rows:
         assert (row["num_peers"], row["num_parameters"], row["dtype"], row["threads"]) == (4, 1_000_000, "F32", 1)
         assert row["times_limit"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_plans_prints_a_row_per_plan_with_the_traffic_of_a_node():
+    if isinstance(reason := find_namespaces(), str):
+        cannot_run(reason)
+    words = ["--nodes", "4", "--millions", "1", "--methods", "mean", "--rounds", "1", "--json", "--no-save"]
+    command = [sys.executable, BENCHMARKS / "bench_sharded.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    leader, sharded = json.loads(done.stdout)["rows"]
+    assert (leader["plan"], sharded["plan"]) == ("leader", "sharded")
+    # a leader gets three models; a node with a shard gets and sends 2 (4 - 1) / 4, and what else is said
+    assert leader["received_models"] > 2.5
+    assert leader["sent_models"] > sharded["sent_models"]
+    assert 1.4 < sharded["sent_models"] < 2
+    assert 1.4 < sharded["received_models"] < 2
+    assert min(leader["round_s"], sharded["round_s"]) > 0

@@ -8,7 +8,7 @@ import logging
 import os
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from swarm_hpc.records import Kind, MergePlan, NodeName, Round, TrainingContract
 from swarm_hpc.sl.server import Readers, serving
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.transport import blobs
-from swarm_hpc.transport.blobs import BlobStore
+from swarm_hpc.transport.blobs import BlobStore, Sink
 from swarm_hpc.transport.client import expect_kind
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,10 @@ class Exchange(Protocol):
         BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it. BlobCorrupt: whoever has it
         has other bytes.
         """
+
+    async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
+        """As `fetch`, piece by piece into a sink, which may let it wait. BlobCorrupt as soon as one holder has other
+        bytes: there is no way back to those before them."""
 
     def holds(self, blob: str) -> bool:
         """Whether a blob that this node has offered is still where the peers fetch it from, as far as it can tell."""
@@ -87,6 +91,10 @@ class GatewayExchange:
     async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
         """Download from the SN, whoever the holders are."""
         await self._sn.download(blob, buffer=buffer)
+
+    async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
+        """Download from the SN, whoever the holders are."""
+        await self._sn.download(blob, into=sink)
 
     def holds(self, blob: str) -> bool:
         """The SN has it: it keeps what current rounds need."""
@@ -148,19 +156,28 @@ class DirectExchange:
                 reasons.append(f"{exc}; deleted")
                 await asyncio.to_thread(self._store.delete, blob)
         for node in holders:
-            if endpoint := await self._endpoint_of(node):
-                try:
-                    await self._download(blob, node, endpoint, buffer)
-                    return
-                except SwarmError as exc:
-                    reasons.append(f"{node} ({exc})")
-                    corrupt &= isinstance(exc, BlobCorrupt)
-            else:
-                corrupt = False
-                reasons.append(f"{node} (it serves no files: is its transfer.mode direct?)")
+            try:
+                await self._download(blob, node, buffer=buffer)
+                return
+            except SwarmError as exc:
+                reasons.append(f"{node} ({exc})")
+                corrupt &= isinstance(exc, BlobCorrupt)
         if reasons and corrupt:
             raise BlobCorrupt("; ".join(reasons))
-        raise BlobNotFound(f"blob {blob} is nowhere to be had: {'; '.join(reasons) or 'nobody should have it'}")
+        raise _nowhere(blob, reasons)
+
+    async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
+        """From one holder after the other, each going on where the one before it stopped."""
+        reasons = []
+        for node in holders:
+            try:
+                await self._download(blob, node, into=sink)
+                return
+            except BlobCorrupt:
+                raise
+            except SwarmError as exc:
+                reasons.append(f"{node} ({exc})")
+        raise _nowhere(blob, reasons)
 
     def holds(self, blob: str) -> bool:
         """Whether it is in the store: a process that starts on another machine may find an empty one."""
@@ -194,15 +211,25 @@ class DirectExchange:
                 return status.node.endpoint
         return ""
 
-    async def _download(self, blob: str, node: str, endpoint: str, buffer: memoryview) -> None:
+    async def _download(
+        self, blob: str, node: str, *, buffer: memoryview | None = None, into: Sink | None = None
+    ) -> None:
+        endpoint = await self._endpoint_of(node)
+        if not endpoint:
+            raise BlobNotFound("it serves no files: is its transfer.mode direct?")
         await blobs.download(
             self._identity,
             endpoint,
             blob,
             expect=expect_kind(Kind.SL, site=NodeName.parse(node).site),
             connection=self._connection,
+            into=into,
             buffer=buffer,
         )
+
+
+def _nowhere(blob: str, reasons: Sequence[str]) -> BlobNotFound:
+    return BlobNotFound(f"blob {blob} is nowhere to be had: {'; '.join(reasons) or 'nobody should have it'}")
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ The memory for them is kept for the next round: it costs as much to get it from 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Final
 
@@ -74,24 +74,25 @@ class Gathering:
                     say()
 
         say()
-        holders = _holders(check_ins)
+        holders = holders_of(check_ins)
         wanted = [fetch(blob, holders[blob]) for blob in holders if blob not in self.blobs]
         # all of them to their end: no fetch is left behind by the error of another
         for result in await asyncio.gather(*wanted, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
-    def lost(self, check_ins: Sequence[CheckIn], contract: TrainingContract) -> list[str]:
-        """Nodes that are away and whose blob nobody has: no use in waiting for them, their leases are over.
 
-        Only BlobNotFound counts: after another error the blob may well be there.
-        """
-        away = {participant.node for participant in contract.participants if not participant.active}
-        nodes: list[str] = []
-        for blob, holders in _holders(check_ins).items():
-            if isinstance(self.missing.get(blob), BlobNotFound) and away.issuperset(holders):
-                nodes += holders
-        return nodes
+def lost(check_ins: Sequence[CheckIn], missing: Mapping[str, Exception], contract: TrainingContract) -> list[str]:
+    """Nodes that are away and whose blob nobody has: no use in waiting for them, their leases are over.
+
+    Only BlobNotFound counts among what is `missing`: after another error the blob may well be there.
+    """
+    away = {participant.node for participant in contract.participants if not participant.active}
+    nodes: list[str] = []
+    for blob, holders in holders_of(check_ins).items():
+        if isinstance(missing.get(blob), BlobNotFound) and away.issuperset(holders):
+            nodes += holders
+    return nodes
 
 
 def so_far(what: str, peers: Sequence[str], here: Set[str]) -> str:
@@ -101,7 +102,7 @@ def so_far(what: str, peers: Sequence[str], here: Set[str]) -> str:
     return f"{text}, missing: {', '.join(missing)}" if missing else text
 
 
-def _holders(check_ins: Sequence[CheckIn]) -> dict[str, list[str]]:
+def holders_of(check_ins: Sequence[CheckIn]) -> dict[str, list[str]]:
     """Per blob the nodes that checked in with it."""
     holders: dict[str, list[str]] = {}
     for check_in in check_ins:

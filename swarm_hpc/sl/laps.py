@@ -33,7 +33,11 @@ class Laps:
         try:
             yield
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - since
+            self.add(phase, time.monotonic() - since)
+
+    def add(self, phase: Phase, seconds: float) -> None:
+        """Count what was measured otherwise; negative: it was counted for another phase."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
         """The seconds so far, to the microsecond; counting starts anew."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from swarm_hpc.errors import (
+    BlobCorrupt,
     BlobError,
     BlobNotFound,
     MergeError,
@@ -26,11 +28,12 @@ from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.records import CheckIn, MergePlan, Round, RoundState, TrainingContract
 from swarm_hpc.sl import round as rounds
 from swarm_hpc.sl.exchange import Exchange
-from swarm_hpc.sl.gathering import NOT_NOW, Gathering
+from swarm_hpc.sl.gathering import NOT_NOW, Gathering, lost
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.merge import merge
 from swarm_hpc.sl.shards import ShardedMerge, digest
+from swarm_hpc.sl.streaming import Stream, can_stream
 from swarm_hpc.sn.client import RoundView, SnClient
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,9 @@ class Participant:
         self._spec = contract.spec
         self._spare = _Spare(arena.layout.size_bytes)
         self._gathering = Gathering(exchange, arena.layout.size_bytes)
+        self._stream = Stream(exchange, arena.layout, contract.spec.merge)
+        self._missing: Mapping[str, Exception] = {}
+        """Blobs without which the latest merge could not be made, and why they could not be had."""
         self._shards = ShardedMerge(sn, member, exchange, arena.layout, contract.spec.merge, self.laps)
         self._shared = ""
         """`shards.digest` of what was merged in shards last, or was to be."""
@@ -197,10 +203,12 @@ class Participant:
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
         merged = self._spare.blob if digest(round_) == self._shared else ""
         if not merged:
-            await self._gather(round_, mine)
-            if self._gathering.missing and await self._drop_lost(round_):
-                return
-            merged = await self._merge(round_)
+            try:
+                merged = await self._merge(round_, mine)
+            except NOT_NOW:
+                if await self._drop_lost(round_):
+                    return
+                raise
         with self.laps.lap(Phase.OFFER):
             await self._exchange.offer(merged, self._spare.buffer, round_.contract)
         with self.laps.lap(Phase.LEDGER):
@@ -208,31 +216,52 @@ class Participant:
                 lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
             )
 
-    async def _gather(self, round_: Round, mine: Contribution | None) -> None:
-        if mine is not None:
-            self._gathering.blobs[mine.check_in.blob] = mine.data
-        with self.laps.lap(Phase.FETCH):
-            await self._gathering.fetch(round_.check_ins, partial(self._tell, round_))
+    async def _merge(self, round_: Round, mine: Contribution | None) -> str:
+        """Get the peers' parameters and merge them into the spare; the hash.
 
-    async def _merge(self, round_: Round) -> str:
-        """Merge what was gathered into the spare; the hash. An error of NOT_NOW where something is missing."""
-        for exc in self._gathering.missing.values():
+        An error of NOT_NOW: some are `_missing`.
+        """
+        own = {mine.check_in.blob: mine.data} if mine is not None else {}
+        self._spare.blob, self._missing = "", {}
+        if can_stream(self._spec.merge):
+            try:
+                self._spare.blob = await self._merge_as_they_arrive(round_, own)
+                return self._spare.blob
+            except BlobCorrupt as exc:
+                log.warning("%s round %d: fetching all before merging: %s", round_.contract, round_.number, exc)
+        self._spare.blob = await self._gather_and_merge(round_, own)
+        return self._spare.blob
+
+    async def _merge_as_they_arrive(self, round_: Round, own: Mapping[str, memoryview]) -> str:
+        try:
+            with self.laps.lap(Phase.FETCH):
+                return await self._stream.merge(round_.check_ins, own, self._spare.buffer, partial(self._tell, round_))
+        finally:
+            self._missing = self._stream.missing
+            self.laps.add(Phase.MERGE, self._stream.merge_s)
+            self.laps.add(Phase.FETCH, -self._stream.merge_s)
+
+    async def _gather_and_merge(self, round_: Round, own: Mapping[str, memoryview]) -> str:
+        gathering = self._gathering
+        gathering.blobs |= own
+        with self.laps.lap(Phase.FETCH):
+            await gathering.fetch(round_.check_ins, partial(self._tell, round_))
+        self._missing = gathering.missing
+        for exc in gathering.missing.values():
             raise exc
-        self._spare.blob = ""
         self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
         with self.laps.lap(Phase.MERGE):
-            self._spare.blob = await merge(
-                self._arena.layout, self._spec.merge, round_.check_ins, self._gathering.blobs, self._spare.buffer
+            return await merge(
+                self._arena.layout, self._spec.merge, round_.check_ins, gathering.blobs, self._spare.buffer
             )
-        return self._spare.blob
 
     async def _drop_lost(self, round_: Round) -> bool:
         """Go on without the nodes that are away with the only copy of their blob; whether there are any."""
         contract = await self._sn.contract(round_.contract)
-        lost = self._gathering.lost(round_.check_ins, contract)
-        for node in lost:
+        nodes = lost(round_.check_ins, self._missing, contract)
+        for node in nodes:
             await self._drop(round_, node)
-        return bool(lost)
+        return bool(nodes)
 
     async def _drop(self, round_: Round, node: str) -> None:
         log.warning("%s round %d: nobody has the parameters of %s: dropping it", round_.contract, round_.number, node)
@@ -283,8 +312,7 @@ class Participant:
             return
         except BlobError as exc:
             log.warning("%s round %d: merging anew: %s", round_.contract, round_.number, exc)
-        await self._gather(round_, mine)
-        merged = await self._merge(round_)
+        merged = await self._merge(round_, mine)
         if merged != round_.merged:
             raise BlobNotFound(
                 f"the parameters that {round_.leader} published are gone, and merging anew gives others ({merged})"

@@ -317,9 +317,9 @@ class SnClient(TaskClient):
         )
 
     async def download(
-        self, blob: str, *, into: Path | None = None, buffer: memoryview | None = None
+        self, blob: str, *, into: Path | blobs.Sink | None = None, buffer: memoryview | None = None
     ) -> bytearray | None:
-        """Fetch a blob into a file, into a buffer of its size, or as a new bytearray; verified. BlobNotFound."""
+        """Fetch a blob into a file, a sink, a buffer of its size, or as a new bytearray; verified. BlobNotFound."""
         return await blobs.download(
             self._identity,
             self.address,

@@ -35,18 +35,22 @@ async def download(
     *,
     expect: Expect,
     connection: ConnectionConfig,
-    into: Path | BlobStore | None = None,
+    into: Path | BlobStore | Sink | None = None,
     buffer: memoryview | None = None,
     max_bytes: int | None = None,
 ) -> bytearray | None:
-    """Fetch a blob: into a file or store (verified, or not at all), into `buffer` of its size, or as the result.
+    """Fetch a blob: into a file or store (verified, or not at all), a sink, `buffer` of its size, or as the result.
 
     Goes on where it stopped after a cut, as long as bytes arrive within connect_timeout_s of each other and the whole
     takes at most transfer_timeout_s. Raises BlobNotFound, BlobCorrupt, DiskFull, NotReachable, TimedOut, IdentityError.
     When it is cancelled or fails, `buffer` holds anything. `max_bytes` limits what a peer may make us allocate.
     """
     blob_name(blob)
-    sink = _File(blob, into) if into is not None else _Memory(blob, buffer, max_bytes)
+    sink: Sink
+    if into is None:
+        sink = _Memory(blob, buffer, max_bytes)
+    else:
+        sink = _File(blob, into) if isinstance(into, Path | BlobStore) else into
     line = Line(identity, address, expect)
     await in_thread(line, _Download(line, connection, blob, sink).run)
     return sink.data if isinstance(sink, _Memory) and buffer is None else None
@@ -140,7 +144,7 @@ class _Transfer:
 
 
 class _Download(_Transfer):
-    def __init__(self, line: Line, connection: ConnectionConfig, blob: str, sink: _Sink) -> None:
+    def __init__(self, line: Line, connection: ConnectionConfig, blob: str, sink: Sink) -> None:
         super().__init__(line, connection, f"blob {blob[:16]}")
         self._path, self._sink = f"/v1/blobs/{blob}", sink
         self._size_bytes: int | None = None
@@ -237,17 +241,28 @@ class _Upload(_Transfer):
         raise ProtocolError(f"{self._line.address} answered before {self._what} was over") from exc
 
 
-class _Sink(Protocol):
-    """Where a download goes. `have` bytes are there."""
+class Sink(Protocol):
+    """Where a download goes. `have` bytes are there, and it is called from the download's thread only."""
 
     have: int
 
-    def begin(self, size_bytes: int) -> None: ...
-    def room(self) -> memoryview: ...
-    def took(self, count: int) -> None: ...
-    def restart(self) -> None: ...
-    def finish(self) -> None: ...
-    def abort(self) -> None: ...
+    def begin(self, size_bytes: int) -> None:
+        """The blob has this size; said by each node that it is fetched from."""
+
+    def room(self) -> memoryview:
+        """Where the next bytes go, at least one. May wait, which the download's deadlines do not see."""
+
+    def took(self, count: int) -> None:
+        """So many bytes are in the latest room."""
+
+    def restart(self) -> None:
+        """All bytes come once more."""
+
+    def finish(self) -> None:
+        """All bytes are there. BlobCorrupt: they are not the blob."""
+
+    def abort(self) -> None:
+        """It is over, well or not."""
 
 
 class _Memory:

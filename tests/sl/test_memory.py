@@ -17,7 +17,12 @@ TENSORS = (TensorSpec("weight", "F32", (NUM_PARAMETERS,)), TensorSpec("steps", "
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "plan"), [(MergeMethod.MEAN, MergePlan.LEADER), (MergeMethod.GEOMEDIAN, MergePlan.SHARDED)]
+    ("method", "plan"),
+    [
+        (MergeMethod.MEAN, MergePlan.LEADER),
+        (MergeMethod.GEOMEDIAN, MergePlan.LEADER),
+        (MergeMethod.GEOMEDIAN, MergePlan.SHARDED),
+    ],
 )
 async def test_later_rounds_allocate_nothing_as_large_as_a_model(swarm, plan, method):
     """Program, SL nodes and SN are in this process, which counts what Python and numpy get from the system."""

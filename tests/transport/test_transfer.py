@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 
 import pytest
 from aiohttp import web
@@ -121,14 +122,74 @@ async def test_an_empty_blob_travels_too(ends, store):
     assert await ends.download(blob) == b""
 
 
-@pytest.mark.parametrize("to_file", [True, False])
-async def test_a_download_goes_on_where_it_was_cut(ends, store, tmp_path, to_file):
+class Pieces:
+    """A sink that keeps what it got, and lets the download wait `pause_s` for its third room."""
+
+    def __init__(self, pause_s=0.0):
+        self.have = 0
+        self.data = b""
+        self._pause_s = pause_s
+        self._rooms = 0
+
+    def begin(self, size_bytes):
+        assert size_bytes == len(DATA)
+
+    def room(self):
+        self._rooms += 1
+        if self._rooms == 3:
+            time.sleep(self._pause_s)
+        self._room = memoryview(bytearray(BLOCK_BYTES))
+        return self._room
+
+    def took(self, count):
+        self.data += self._room[:count]
+        self.have += count
+
+    def restart(self):
+        raise NotReachable("from the start again")
+
+    def finish(self):
+        assert self.data == DATA
+
+    def abort(self):
+        pass
+
+
+async def test_a_sink_may_let_a_download_wait_longer_than_bytes_may_take(ends, store):
+    store.put(DATA)
+    await ends.serve(app_with(store))
+    sink = Pieces(pause_s=1.0)
+    await ends.download(into=sink, connection=ConnectionConfig(connect_timeout_s=0.5, transfer_timeout_s=60))
+    assert sink.data == DATA
+
+
+async def test_a_second_node_goes_on_where_the_first_one_stopped(ends, store):
+    store.put(DATA)
+    sink, app = Pieces(), app_with(store, cutting(times=1000, at_byte=BLOCK_BYTES))
+    await ends.serve(app)
+    download = asyncio.create_task(ends.download(into=sink))
+    async with asyncio.timeout(20):
+        while not sink.have:
+            await asyncio.sleep(0.01)
+    download.cancel()
+    await asyncio.wait([download])
+    assert (before := sink.have) < len(DATA)
+    second = app_with(store)
+    await ends.serve(second)
+    await ends.download(into=sink)
+    assert second[RANGES] == [f"bytes={before}-"]
+
+
+@pytest.mark.parametrize("to", ["file", "memory", "sink"])
+async def test_a_download_goes_on_where_it_was_cut(ends, store, tmp_path, to):
     store.put(DATA)
     app = app_with(store, cutting(times=2, at_byte=2 * BLOCK_BYTES))
     await ends.serve(app)
-    if to_file:
+    if to == "file":
         await ends.download(into=tmp_path / "model")
         assert (tmp_path / "model").read_bytes() == DATA
+    elif to == "sink":
+        await ends.download(into=Pieces())
     else:
         assert await ends.download() == DATA
     first, *later = app[RANGES]
@@ -148,6 +209,9 @@ async def test_a_download_starts_anew_where_ranges_are_ignored(ends, store):
     app = app_with(store, cutting(times=1), deaf)
     await ends.serve(app)
     assert await ends.download() == DATA
+    await ends.serve(app_with(store, cutting(times=1), deaf))
+    with pytest.raises(NotReachable, match="from the start again"):
+        await ends.download(into=Pieces())
     assert len(app[RANGES]) == 2
 
 

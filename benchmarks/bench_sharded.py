@@ -1,0 +1,177 @@
+"""A round merged in shards beside one that a leader merges: seconds and bytes per node, over links of a limited speed.
+
+    python benchmarks/bench_sharded.py [--nodes 4,8] [--millions 25] [--mbit 1000] [--methods mean,geomedian]
+        [--rounds 3] [--json] [--no-save]
+
+Takes root: each SL node has a network namespace of its own with one link, which tc limits in both directions. All
+nodes are on this host, so its cores are shared by what N hosts would do at the same time: `CPU s` says how long they
+were busy in a round, and where that is near `cores` times the seconds of the round, the cores were the limit and not
+the links. Parameters are float32 and travel from SL to SL (transfer.mode=direct). Figures are medians over the rounds
+but the first two, in which each node touches new memory. A round takes from when the last node has the merged
+parameters of the round before until the last one has this round's; no training is between them. Models sent and
+received are those of the node that sends or receives most, whatever else the link carried included; so are seconds
+of phases. Writes benchmarks/results/sharded.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limited_links import INNER, Host, switched
+from machine import describe, write_results
+from rich.console import Console
+from rich.table import Table
+
+from swarm_hpc.config import (
+    ExperimentConfig,
+    LocalConfig,
+    MergeConfig,
+    ProgramConfig,
+    RoundConfig,
+    TransferConfig,
+    TransferMode,
+)
+from swarm_hpc.local.folder import RunFolder
+from swarm_hpc.local.swarm import Swarm
+from swarm_hpc.records import MergeMethod, MergePlan, Platform
+
+PROGRAM = Path(__file__).parent / "programs" / "round.py"
+UNCOUNTED = 2
+"""First rounds, which touch new memory."""
+PHASES = ("offer", "fetch", "merge", "load")
+RUN_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One swarm."""
+
+    plan: MergePlan
+    method: MergeMethod
+    nodes: int
+    millions: float
+    rate_mbit: int
+    rounds: int
+
+
+def run(case: Case) -> dict[str, Any]:
+    """A row."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-sharded-") as root,
+        switched(case.nodes, case.rate_mbit) as (switch, hosts),
+    ):
+        return row_of(case, run_swarm(case, Path(root) / "run", switch, hosts))
+
+
+def run_swarm(case: Case, root: Path, switch: str, hosts: list[Host]) -> list[list[dict[str, Any]]]:
+    """Each node's rounds as its program saw them."""
+    config = LocalConfig(
+        experiment=ExperimentConfig(name="bench", metric="none", platform=Platform.PYTORCH, prepare=[], train=[]),
+        sites=case.nodes,
+        lease_s=60.0,
+        merge=MergeConfig(method=case.method, plan=case.plan),
+        round=RoundConfig(contract="bench", min_peers=case.nodes, quorum_wait_s=600, leader_timeout_s=600),
+        transfer=TransferConfig(mode=TransferMode.DIRECT, keep_rounds=1),
+    )
+    sites = [f"site{number}" for number in range(case.nodes)]
+    folder = RunFolder.create(root)
+    with Swarm(config, folder, sites) as swarm:
+        swarm.make_certificates()
+        swarm.start_sn(host=switch)
+        for number, (site, host) in enumerate(zip(sites, hosts, strict=True)):
+            scratch = folder.scratch(site, "swarm")
+            scratch.mkdir(parents=True)
+            env = {
+                "NUM_PARAMETERS": str(int(case.millions * 1e6)),
+                "NUM_ROUNDS": str(case.rounds + UNCOUNTED),
+                "TARGET": str(number + 1),
+                "SCRATCH_DIR": str(scratch),
+                "DEVICE": INNER,
+            }
+            program = ProgramConfig(command=[sys.executable, str(PROGRAM)], env=env, log=str(folder.log(f"{site}-ml")))
+            transfer = TransferConfig(mode=TransferMode.DIRECT, keep_rounds=1, host=host.address)
+            swarm.start_sl(site, program, launcher=host.launcher, transfer=transfer)
+        swarm.wait(sites, timeout_s=RUN_S)
+    return [json.loads((folder.scratch(site, "swarm") / "rounds.json").read_text()) for site in sites]
+
+
+def row_of(case: Case, nodes: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over the rounds that count."""
+    model = int(case.millions * 1e6) * 4
+    rounds = list(zip(*nodes, strict=True))
+    later = list(itertools.pairwise(rounds))[UNCOUNTED - 1 :]
+
+    def taken(phase: str) -> float:
+        return statistics.median(max(one.get(phase, 0.0) for one in after) for _, after in later)
+
+    def grown(name: str) -> float:
+        """Of what each node counts from its start on."""
+        return statistics.median(max(b[name] - a[name] for a, b in zip(*pair, strict=True)) for pair in later)
+
+    ends = [(max(one["at"] for one in before), max(one["at"] for one in after)) for before, after in later]
+    return {
+        "plan": case.plan.value,
+        "method": case.method.value,
+        "nodes": case.nodes,
+        "num_parameters": int(case.millions * 1e6),
+        "rate_mbit": case.rate_mbit,
+        "round_s": round(statistics.median(after - before for before, after in ends), 3),
+        "sent_models": round(grown("sent") / model, 3),
+        "received_models": round(grown("received") / model, 3),
+        "busy_s": round(grown("busy"), 2),
+        "phases": {phase: round(taken(phase), 3) for phase in PHASES},
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="A round by plan: medians over rounds, most at any node")
+    names = ("plan", "method", "nodes", "M params", "Mbit/s", "round s", "models sent", "models received", "CPU s")
+    for name in (*names, *(f"{phase} s" for phase in PHASES)):
+        table.add_column(name, justify="left" if name in ("plan", "method") else "right")
+    for row in rows:
+        table.add_row(
+            row["plan"],
+            row["method"],
+            str(row["nodes"]),
+            f"{row['num_parameters'] / 1e6:g}",
+            str(row["rate_mbit"]),
+            f"{row['round_s']:.2f}",
+            f"{row['sent_models']:.2f}",
+            f"{row['received_models']:.2f}",
+            f"{row['busy_s']:.1f}",
+            *(f"{row['phases'][phase]:.2f}" for phase in PHASES),
+        )
+    Console(width=150).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", default="4,8", help="numbers of SL nodes")
+    parser.add_argument("--millions", type=float, default=25.0, help="millions of parameters")
+    parser.add_argument("--mbit", type=int, default=1000, help="speed of each node's link, in Mbit/s per direction")
+    parser.add_argument("--methods", default="mean,geomedian", help="methods to merge by")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count, per swarm")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    parser.add_argument("--no-save", action="store_true", help="leave results/sharded.json as it is")
+    options = parser.parse_args()
+    rows = []
+    for nodes in map(int, options.nodes.split(",")):
+        for method in map(MergeMethod, options.methods.split(",")):
+            for plan in MergePlan:
+                print(f"{nodes} nodes, {method}, {plan}", file=sys.stderr, flush=True)
+                rows.append(run(Case(plan, method, nodes, options.millions, options.mbit, options.rounds)))
+    if not options.no_save:
+        write_results("sharded", {"machine": describe(), "rows": rows})
+    print(json.dumps({"rows": rows})) if options.json else show(rows)
+
+
+if __name__ == "__main__":
+    main()
