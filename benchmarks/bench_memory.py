@@ -1,18 +1,24 @@
-"""The peak memory of a merge of whole blobs, in models, inputs and result included, by the kernel's own count.
+"""The peak memory of a leader's merge, in models, own parameters and result included, by the kernel's own count.
 
     python benchmarks/bench_memory.py [--peers 4] [--mib 400] [--json]
 
-Each case is a process of its own: the growth of its peak resident set (VmHWM) from before the blobs are there. Writes
+Of whole blobs in memory, and, where the method can, of peers' blobs that arrive meanwhile (from files here). Each case
+is a process of its own: the growth of its peak resident set (VmHWM) from before any blob is there. Writes
 benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import mmap
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from machine import describe, write_results
@@ -20,8 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm_hpc.kernels import cpu
-from swarm_hpc.kernels.plan import TensorSpec, place
-from swarm_hpc.records import Merge, MergeMethod
+from swarm_hpc.kernels.plan import Layout, TensorSpec, place
+from swarm_hpc.records import CheckIn, Merge, MergeMethod
+from swarm_hpc.sl.streaming import Stream, can_stream
+from swarm_hpc.transport.blobs import Sink, hash_bytes
+
+WHOLE: Final = "whole"
+STREAMED: Final = "streamed"
 
 
 def main() -> None:
@@ -32,43 +43,111 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(peak_of(MergeMethod(options.case), options.peers, options.mib << 20))
+        method, _, how = options.case.partition(":")
+        print({WHOLE: peak_of_whole, STREAMED: peak_of_streamed}[how](MergeMethod(method), options.peers, options.mib))
         return
-    rows = []
-    for method in MergeMethod:
-        words = ["--case", method, "--peers", str(options.peers), "--mib", str(options.mib)]
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-        models = float(done.stdout)
-        rows.append(
-            {
-                "method": str(method),
-                "num_peers": options.peers,
-                "mib": options.mib,
-                "peak_models": round(models, 3),
-                "beyond_inputs_and_result_percent": round(100 * (models / (options.peers + 1) - 1), 2),
-            }
-        )
+    cases = [(method, how) for how in (WHOLE, STREAMED) for method in MergeMethod]
+    rows = [
+        measure(method, how, options.peers, options.mib)
+        for method, how in cases
+        if how == WHOLE or can_stream(Merge(method=method))
+    ]
     write_results("memory", {"machine": describe() | {"native": cpu.backends()[-1].name}, "rows": rows})
     print(json.dumps({"rows": rows})) if options.json else show(rows)
 
 
-def peak_of(method: MergeMethod, num_peers: int, size: int) -> float:
-    """Models at the peak."""
-    layout = place([TensorSpec("weight", "F32", (size // 4,))])
+def measure(method: MergeMethod, how: str, num_peers: int, mib: int) -> dict[str, object]:
+    """A row: `beyond_percent` is what is needed beside all models, or beside the own one, and the result."""
+    words = ["--case", f"{method}:{how}", "--peers", str(num_peers), "--mib", str(mib)]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+    models, least = float(done.stdout), num_peers + 1 if how == WHOLE else 2
+    return {
+        "method": str(method),
+        "how": how,
+        "num_peers": num_peers,
+        "mib": mib,
+        "peak_models": round(models, 3),
+        "beyond_percent": round(100 * (models / least - 1), 2),
+    }
+
+
+def peak_of_whole(method: MergeMethod, num_peers: int, mib: int) -> float:
+    """Models at the peak, where all are in memory before they are merged."""
+    layout = layout_of(mib)
     cpu.backends()
     before = peak_bytes()
     blobs = [bytearray(layout.size_bytes) for _ in range(num_peers)]
-    chance = np.random.default_rng(0)
-    for blob in blobs:
-        blob[: len(layout.header)] = layout.header
-        values = np.frombuffer(blob, np.float32, size // 4, layout.tensors[0].start)
-        for start in range(0, len(values), 1 << 20):
-            values[start : start + (1 << 20)] = chance.standard_normal(
-                len(values[start : start + (1 << 20)]), np.float32
-            )
+    for number, blob in enumerate(blobs):
+        fill(layout, memoryview(blob), number)
     out = memoryview(bytearray(layout.size_bytes))
     cpu.merge(layout, Merge(method=method), blobs, [1.0] * num_peers, out, threads=cpu.usable_threads())
     return (peak_bytes() - before) / layout.size_bytes
+
+
+class Files:
+    """The peers, as files: what `Stream` asks of an exchange."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = files
+
+    async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
+        await asyncio.to_thread(self._send, blob, sink)
+
+    def _send(self, blob: str, sink: Sink) -> None:
+        path = self.files[blob]
+        sink.begin(path.stat().st_size)
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(sink.room()):
+                sink.took(count)
+                if sink.have == path.stat().st_size:
+                    break
+        sink.finish()
+
+
+def peak_of_streamed(method: MergeMethod, num_peers: int, mib: int) -> float:
+    """Models at the peak, where the others' arrive while they are merged."""
+    layout = layout_of(mib)
+    cpu.backends()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for number in range(1, num_peers):
+            path = Path(folder) / str(number)
+            with path.open("wb+") as file:
+                file.truncate(layout.size_bytes)
+                with mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as blob:
+                    fill(layout, blob, number)
+                    files[hash_bytes(blob)] = path
+        clear_peak()
+        before = peak_bytes()
+        own = bytearray(layout.size_bytes)
+        fill(layout, memoryview(own), 0)
+        out = memoryview(bytearray(layout.size_bytes))
+        check_ins = [
+            CheckIn(node=f"alpha/sl/{n}", blob=blob, weight=1) for n, blob in enumerate([hash_bytes(own), *files])
+        ]
+        stream = Stream(Files(files), layout, Merge(method=method))
+        asyncio.run(stream.merge(check_ins, {check_ins[0].blob: own}, out, lambda text: None))
+        return (peak_bytes() - before) / layout.size_bytes
+
+
+def layout_of(mib: int) -> Layout:
+    return place([TensorSpec("weight", "F32", (mib << 18,))])
+
+
+def fill(layout: Layout, blob: memoryview, seed: int) -> None:
+    """A model of normally distributed values; in pieces, so that nothing large is needed for it."""
+    blob[: len(layout.header)] = layout.header
+    [placed] = layout.tensors
+    values = np.frombuffer(blob, np.float32, (placed.stop - placed.start) // 4, placed.start)
+    chance = np.random.default_rng(seed)
+    for start in range(0, len(values), 1 << 20):
+        piece = values[start : start + (1 << 20)]
+        piece[:] = chance.standard_normal(len(piece), np.float32)
+
+
+def clear_peak() -> None:
+    """From now on the peak counts anew: proc(5), clear_refs."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
@@ -77,9 +156,9 @@ def peak_bytes() -> int:
 
 
 def show(rows: list[dict[str, object]]) -> None:
-    table = Table(title="Peak memory of a merge")
+    table = Table(title="Peak memory of a leader's merge")
     for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name == "method" else "right")
+        table.add_column(name.replace("_", " "), justify="left" if name in ("method", "how") else "right")
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console(file=sys.stdout, width=100).print(table)

@@ -4,8 +4,9 @@
 
 In turn: a download from an SL's file server into memory that is used again, hash verified (as a leader fetches); the
 same file from `openssl s_server` by `openssl s_client` into /dev/null, with the same certificates and the cipher that
-the first one agreed on. CPU seconds are those of both processes. Then what a leader does: three peers' parameters at
-once, and after them the merge with its own, hash of the result included. Writes benchmarks/results/transfer.json.
+the first one agreed on. CPU seconds are those of both processes. Then three peers' parameters at once, alone and as a
+leader gets them: merged with its own while they arrive, or, by a geometric median, thereafter, hash of the result
+included. Writes benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from swarm_hpc.identity.certs import Identity
 from swarm_hpc.kernels.plan import Layout, TensorSpec, place
 from swarm_hpc.records import CheckIn, Kind, Merge, MergeMethod, NodeName
 from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.sl.streaming import Stream, can_stream
+from swarm_hpc.transport.blobs import Sink
 from swarm_hpc.transport.client import expect_kind
 from swarm_hpc.transport.store import BlobStore
 from swarm_hpc.transport.transfer import download
@@ -95,8 +98,25 @@ def model(layout: Layout, seed: int) -> bytes:
     return bytes(data)
 
 
+class Peers:
+    """What `Stream` asks of an exchange, with all peers at one file server."""
+
+    def __init__(self, identity: Identity, endpoint: str) -> None:
+        self._identity, self._endpoint = identity, endpoint
+
+    async def fetch(self, blob: str, buffer: memoryview) -> None:
+        await self._download(blob, buffer=buffer)
+
+    async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
+        await self._download(blob, into=sink)
+
+    async def _download(self, blob: str, **to: Any) -> None:
+        expect = expect_kind(Kind.SL)
+        await download(self._identity, self._endpoint, blob, expect=expect, connection=ConnectionConfig(), **to)
+
+
 def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], repeats: int) -> list[dict[str, Any]]:
-    """Rows per method: fetching three blobs, then merging them with an own one and hashing the result; in turn."""
+    """Rows per method: fetching three blobs, and fetching them and merging them with an own one; in turn."""
     own, *others = names
     blobs = {name: memoryview(bytearray(layout.size_bytes)) for name in names}
     blobs[own][:] = BlobStore(folder / "store").path(own).read_bytes()
@@ -105,16 +125,18 @@ def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], rep
     methods = (MergeMethod.MEAN, MergeMethod.COORDMEDIAN, MergeMethod.GEOMEDIAN)
     taken: dict[MergeMethod, list[tuple[float, float]]] = {method: [] for method in methods}
     with our_server(folder) as (_, endpoint):
+        peers = Peers(identity, endpoint)
+        streams = {method: Stream(peers, layout, Merge(method=method)) for method in methods}
 
         async def fetch() -> None:
-            connection = ConnectionConfig()
-            expect = expect_kind(Kind.SL)
-            await asyncio.gather(
-                *(
-                    download(identity, endpoint, name, expect=expect, connection=connection, buffer=blobs[name])
-                    for name in others
-                )
-            )
+            await asyncio.gather(*(peers.fetch(name, blobs[name]) for name in others))
+
+        async def merge(method: MergeMethod) -> None:
+            if can_stream(streams[method].method):
+                await streams[method].merge(check_ins, {own: blobs[own]}, out, lambda text: None)
+            else:
+                await fetch()
+                merge_blobs(layout, Merge(method=method), check_ins, blobs, out)
 
         for turn in range(repeats + 1):
             for number in range(len(methods)):
@@ -122,7 +144,7 @@ def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], rep
                 start = time.perf_counter()
                 asyncio.run(fetch())
                 fetched = time.perf_counter()
-                merge_blobs(layout, Merge(method=method), check_ins, blobs, out)
+                asyncio.run(merge(method))
                 if turn:  # the first one touches new memory
                     taken[method].append((fetched - start, time.perf_counter() - fetched))
     mib = 3 * layout.size_bytes >> 20
@@ -132,8 +154,8 @@ def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], rep
             "mib": mib,
             "seconds": round(statistics.median(fetch_s for fetch_s, _ in runs), 4),
             "mib_per_s": round(mib / statistics.median(fetch_s for fetch_s, _ in runs), 1),
-            "merge_s": round(statistics.median(merge_s for _, merge_s in runs), 4),
-            "merge_percent": round(100 * statistics.median(merge_s / fetch_s for fetch_s, merge_s in runs), 1),
+            "merged_s": round(statistics.median(merged_s for _, merged_s in runs), 4),
+            "added_percent": round(100 * statistics.median(merged_s / fetch_s - 1 for fetch_s, merged_s in runs), 1),
         }
         for method, runs in taken.items()
     ]
@@ -259,7 +281,7 @@ def row(backend: str, runs: list[Run], mib: int) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], ratio: float) -> None:
     table = Table(title=f"mutual TLS 1.3 on one host: {ratio:.2f} times the speed of openssl's own tools")
-    names = ("backend", "mib", "seconds", "mib_per_s", "cpu_s_per_gib", "merge_s", "merge_percent")
+    names = ("backend", "mib", "seconds", "mib_per_s", "cpu_s_per_gib", "merged_s", "added_percent")
     for name in names:
         table.add_column(name.replace("_", " "), justify="left" if name == "backend" else "right")
     for one in rows:

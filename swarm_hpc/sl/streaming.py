@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from swarm_hpc.errors import BlobCorrupt, MergeError, NotReachable
@@ -66,22 +66,36 @@ class Stream:
         """
         holders = holders_of(check_ins)
         work = _Work(self, check_ins, own, out, tell)
+        doubtful = [blob for blob in work.windows if blob in self.missing]
         self.missing = {}
-        fetches = {
-            asyncio.create_task(self._exchange.stream(blob, holders[blob], window)): blob
-            for blob, window in work.windows.items()
-        }
         merging = asyncio.create_task(asyncio.to_thread(work.run))
-        tasks: set[asyncio.Task[Any]] = {*fetches, merging}
+        fetches: dict[asyncio.Task[None], str] = {}
+
+        def start(blobs: Iterable[str]) -> None:
+            for blob in blobs:
+                fetches[asyncio.create_task(self._exchange.stream(blob, holders[blob], work.windows[blob]))] = blob
+
+        begun = asyncio.create_task(work.begun(doubtful))
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            # not the same chunks of all the others again and again while one peer is away
+            start(doubtful)
+            await asyncio.wait({begun, merging, *fetches}, return_when=asyncio.FIRST_COMPLETED)
+            if not any(task.done() and _failure(task) for task in fetches):
+                start(work.windows.keys() - doubtful)
+            await asyncio.wait({merging, *fetches}, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             work.stop()
-            for fetch in fetches:
-                fetch.cancel()
-            await asyncio.wait(tasks)
+            for task in (begun, *fetches):
+                task.cancel()
+            await asyncio.wait({merging, *fetches})
             self.merge_s = work.merge_s
             self._spare += work.slots()
+        return self._result(merging, fetches, holders)
+
+    def _result(
+        self, merging: asyncio.Task[str], fetches: Mapping[asyncio.Task[None], str], holders: Mapping[str, list[str]]
+    ) -> str:
+        """The hash, or the error that all have ended with."""
         for fetch, blob in fetches.items():
             exc = _failure(fetch)
             if isinstance(exc, NOT_NOW):
@@ -138,6 +152,7 @@ class _Work:
         self._own = {blob: memoryview(data).cast("B") for blob, data in own.items()}
         self._out = out
         self._tell = tell
+        self.loop = asyncio.get_running_loop()
         self.windows = {blob: _Window(self, blob) for blob in holders_of(check_ins) if blob not in own}
 
     def run(self) -> str:
@@ -156,6 +171,11 @@ class _Work:
                 self.changed.notify_all()
         # a blob whose last bytes are here may still turn out to be another one: the caller waits for its download
         return digest.hexdigest()
+
+    async def begun(self, blobs: Iterable[str]) -> None:
+        """Until bytes of each of these have come."""
+        for blob in blobs:
+            await self.windows[blob].begun.wait()
 
     def stop(self) -> None:
         """End `run` and whoever waits for it."""
@@ -212,6 +232,7 @@ class _Window:
         self.num_chunks = 0
         """That have arrived."""
         self.slots: list[bytearray] = []
+        self.begun = asyncio.Event()
         self._work = work
         self._blob = blob
         self._hash = hasher()
@@ -241,6 +262,8 @@ class _Window:
 
     def took(self, count: int) -> None:
         self._hash.update(self._room[:count])
+        if not self.have:
+            self._work.loop.call_soon_threadsafe(self.begun.set)
         self.have += count
         if self.have == self._work.stream.chunks[self.num_chunks].stop:
             with self._work.changed:

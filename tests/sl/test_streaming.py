@@ -154,6 +154,10 @@ async def test_what_cannot_be_had_now_is_named_and_the_next_try_can_go_well(erro
     with pytest.raises(type(error)):
         await merged(stream, check_ins)
     assert stream.missing == {check_ins[1].blob: error}
+    peers.sinks.clear()
+    with pytest.raises(type(error)):
+        await merged(stream, check_ins)
+    assert peers.sinks.keys() == {check_ins[1].blob}  # nothing of the others is fetched again before it is there
     peers.instead.clear()
     await merged(stream, check_ins)
     assert not stream.missing
