@@ -161,10 +161,9 @@ def _entries() -> list[_Entry]:
 
 def kill_session(leader: int) -> None:
     """SIGKILL for all processes of the session that this process has begun, groups of their own included: Apptainer's
-    squashfuse_ll has one."""
-    for entry in _entries():
-        if entry.session == leader:
-            entry.kill()
+    squashfuse_ll has one. Returns when they are gone, at the latest after 30 s."""
+    began = next((entry.began for entry in _entries() if entry.pid == leader), 0)
+    _end({leader: began})
 
 
 def _sessions_of(processes: Sequence[Process]) -> dict[int, int]:

@@ -52,7 +52,7 @@ class Program:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.stop_timeout_s):
                     await self._process.wait()
-        kill_session(self.pid)
+        await asyncio.to_thread(kill_session, self.pid)
         await self._process.wait()
 
     def failure(self, code: int) -> ProgramFailed:

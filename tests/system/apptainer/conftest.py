@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from swarm_hpc.local.swarm import ONE_THREAD
 from swarm_hpc.slurm.build import NAMES, Builder
 from swarm_hpc.slurm.images import Image, find_image
 from tests.conftest import cannot_run
-from tests.lab.slurm import clusters, hand_over
+from tests.lab.slurm import clusters, hand_over, until
 from tests.lab.unprivileged import Unprivileged, find_unprivileged, ordinary_user
 from tests.system.slurm.conftest import PROGRAMS, SITES, Network, network_of
 
 COMMAND_S = 400.0
 BUILD_S = 1200.0
+END_S = 20.0
 
 
 @dataclass
@@ -55,10 +56,16 @@ class User:
         return run_dir, json.loads(done.stdout)
 
     def check_that_nothing_is_left_of_jobs(self) -> None:
-        """No container, nor what served its image, and nothing in /tmp."""
-        found = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.who.pids()]
-        assert not [words for words in found if b"apptainer" in words or b"squashfuse" in words]
+        """Soon after a job: no container, nor what served its image, and nothing in /tmp."""
+        until(lambda: not self._containers(), "its containers to be gone", END_S, lambda: str(self._containers()))
         assert not list(Path("/tmp").glob("swarm-sl-*"))
+
+    def _containers(self) -> list[bytes]:
+        found = []
+        for pid in self.who.pids():
+            with suppress(OSError):  # it has just ended
+                found.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+        return [words for words in found if b"apptainer" in words or b"squashfuse" in words]
 
     def check_that_nothing_is_left(self) -> None:
         """No process, and nothing in /tmp."""
