@@ -61,6 +61,9 @@ def find_mpiexec() -> list[str] | str:
     return [str(beside), "-genv", "FI_PROVIDER", "tcp", "-genv", "FI_TCP_IFACE", "lo"]
 
 
+LONG = os.environ.get("SWARM_HPC_LONG_TESTS") == "1"
+"""Whether some tests do as much as the project promises, instead of as much as CI can wait for."""
+
 # What a mark stands for: a function that gives the reason where this machine cannot offer it.
 NEEDS: dict[str, Callable[[], object | str]] = {
     "geth": find_ledger_programs,

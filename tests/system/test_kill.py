@@ -12,7 +12,14 @@ from swarm_hpc.local.swarm import fetch_rounds
 from swarm_hpc.records import MergePlan, RoundState
 from tests.system.conftest import CONTRACT, PATIENCE_S, Network, sites_of, until
 
-both_ways = pytest.mark.parametrize("mode", TransferMode)
+every_way = pytest.mark.parametrize(
+    ("plan", "mode"),
+    [
+        (MergePlan.LEADER, TransferMode.GATEWAY),
+        (MergePlan.LEADER, TransferMode.DIRECT),
+        (MergePlan.SHARDED, TransferMode.DIRECT),
+    ],
+)
 both_plans = pytest.mark.parametrize("plan", MergePlan)
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 EVERYBODY = {"alpha", "beta", "gamma"}
@@ -52,8 +59,7 @@ def rejoin(network: Network, site: str, number: int) -> None:
     network.await_round(number + 1, with_sites=EVERYBODY)
 
 
-@both_ways
-@both_plans
+@every_way
 def test_a_killed_leader_is_replaced_and_rejoins(network, mode, plan):
     net = network(transfer=TransferConfig(mode=mode), merge=MergeConfig(plan=plan))
     net.start(SIZE="1000000")
@@ -81,8 +87,7 @@ def test_a_stalled_leader_is_replaced_and_returns_as_an_ordinary_node(network):
     net.finish()
 
 
-@both_ways
-@both_plans
+@every_way
 def test_the_others_go_on_without_a_killed_node_which_rejoins(network, mode, plan):
     net = network(transfer=TransferConfig(mode=mode), merge=MergeConfig(plan=plan))
     net.start(SIZE="1000000")

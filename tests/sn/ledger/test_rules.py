@@ -384,8 +384,8 @@ def outcome(call: Callable[[Ledger], object], ledger: Ledger) -> tuple[str | Non
     [
         (["embedded"], 10, 25),
         pytest.param(["embedded"], 40, 30, marks=pytest.mark.slow),
-        pytest.param(["embedded", "py-evm"], 6, 20, marks=pytest.mark.slow),
-        pytest.param(["embedded", "geth"], 6, 20, marks=pytest.mark.geth),
+        pytest.param(["embedded", "py-evm"], 4, 20, marks=pytest.mark.slow),
+        pytest.param(["embedded", "geth"], 4, 20, marks=pytest.mark.geth),
     ],
 )
 def test_random_calls_are_granted_and_refused_as_the_protocol_says(new_network, kinds, examples, steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LONG
 from tests.lab.chains import await_one_chain
 from tests.lab.consortium import Consortium
 from tests.lab.load import Load
-
-LONG = os.environ.get("SWARM_HPC_LONG_TESTS") == "1"
 
 
 def lasting(seconds: float) -> float:

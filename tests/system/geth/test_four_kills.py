@@ -9,9 +9,10 @@ import random
 import pytest
 
 from swarm_hpc.records import Round, RoundState
+from tests.conftest import LONG
 from tests.lab.consortium import PARTS, Consortium
 from tests.lab.load import Load
-from tests.system.geth.conftest import LONG, lasting, trained
+from tests.system.geth.conftest import lasting, trained
 
 pytestmark = [pytest.mark.geth, pytest.mark.system, pytest.mark.timeout(900)]
 NUM_KILLS = 30 if LONG else 9

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.system.geth.conftest import LONG, lasting, trained
+from tests.conftest import LONG
+from tests.system.geth.conftest import lasting, trained
 
 pytestmark = [pytest.mark.geth, pytest.mark.system, pytest.mark.timeout(900)]
 ONE, OTHER = ("alpha", "beta"), ("gamma", "delta")
