@@ -22,7 +22,7 @@ from swarm_hpc.sl.gathering import NOT_NOW, holders_of
 from swarm_hpc.sl.merge import effective_weight
 from swarm_hpc.transport.blobs import BLOCK_BYTES, hasher
 
-CHUNK_BYTES: Final = 4 << 20
+CHUNK_BYTES: Final = 8 << 20
 """Of each peer's blob, at most so much, give or take a cache line's elements, is merged at a time."""
 _SLOTS: Final = 2
 """Chunks of a peer in memory: one that is merged, one that arrives."""
@@ -215,7 +215,7 @@ class _Work:
             [piece[len(header) :] for piece in pieces],
             weights,
             out[len(header) :],
-            threads=cpu.usable_threads(),
+            threads=max(1, cpu.usable_threads() - 1),  # what arrives needs one, too
         )
 
     def _piece(self, blob: str, number: int, chunk: Shard) -> memoryview:
