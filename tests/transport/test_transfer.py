@@ -155,11 +155,12 @@ class Pieces:
         pass
 
 
+@pytest.mark.slow
 async def test_a_sink_may_let_a_download_wait_longer_than_bytes_may_take(ends, store):
     store.put(DATA)
     await ends.serve(app_with(store))
-    sink = Pieces(pause_s=1.0)
-    await ends.download(into=sink, connection=ConnectionConfig(connect_timeout_s=0.5, transfer_timeout_s=60))
+    sink = Pieces(pause_s=4.0)
+    await ends.download(into=sink, connection=ConnectionConfig(connect_timeout_s=3, transfer_timeout_s=60))
     assert sink.data == DATA
 
 
