@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import cannot_run
-from tests.lab.namespaces import find_namespaces
-
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -26,9 +23,8 @@ def test_the_benchmark_of_merges_prints_a_row_per_method_and_backend():
 
 
 @pytest.mark.slow
+@pytest.mark.netns
 def test_the_benchmark_of_plans_prints_a_row_per_plan_with_the_traffic_of_a_node():
-    if isinstance(reason := find_namespaces(), str):
-        cannot_run(reason)
     words = ["--nodes", "4", "--millions", "1", "--methods", "mean", "--rounds", "1", "--json", "--no-save"]
     command = [sys.executable, BENCHMARKS / "bench_sharded.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)

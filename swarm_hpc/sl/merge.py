@@ -35,15 +35,20 @@ def merge_blobs(
     The same check-ins give the same bytes on any machine, in whatever order they come. A blob of another model than
     `layout` is ModelMismatch, one that is no blob BlobCorrupt; both name the node. Blocks.
     """
-    ordered = sorted(check_ins, key=lambda check_in: check_in.node)
-    if not ordered:
-        raise MergeError("a round without check-ins has nothing to merge")
+    ordered = in_order(check_ins)
     buffers = [blobs[check_in.blob] for check_in in ordered]
     for check_in, buffer in zip(ordered, buffers, strict=True):
         check_blob(layout, buffer, check_in.node)
     weights = [effective_weight(check_in) for check_in in ordered]
     cpu.merge(layout, merge, buffers, weights, out, threads=cpu.usable_threads())
     return hash_bytes(out)
+
+
+def in_order(check_ins: Sequence[CheckIn]) -> list[CheckIn]:
+    """As they are merged: by node. MergeError where there are none."""
+    if not check_ins:
+        raise MergeError("a round without check-ins has nothing to merge")
+    return sorted(check_ins, key=lambda check_in: check_in.node)
 
 
 def effective_weight(check_in: CheckIn) -> float:
@@ -53,10 +58,15 @@ def effective_weight(check_in: CheckIn) -> float:
 
 def check_blob(layout: Layout, buffer: ReadableBuffer, node: str) -> None:
     """BlobCorrupt or ModelMismatch, naming the node, unless the bytes are a whole blob of that layout."""
+    check_header(layout, buffer, node)
+    if len(memoryview(buffer).cast("B")) != layout.size_bytes:
+        raise BlobCorrupt(f"{node}: a header without tensors instead of a blob of {layout.size_bytes} bytes")
+
+
+def check_header(layout: Layout, buffer: ReadableBuffer, node: str) -> None:
+    """BlobCorrupt or ModelMismatch, naming the node, unless a header, alone or of a whole blob, is the layout's."""
     try:
         theirs = parse(buffer)
     except BlobCorrupt as exc:
         raise BlobCorrupt(f"{node}: {exc}") from exc
     check_same(layout, theirs, node)
-    if len(memoryview(buffer).cast("B")) != layout.size_bytes:
-        raise BlobCorrupt(f"{node}: a header without tensors instead of a blob of {layout.size_bytes} bytes")

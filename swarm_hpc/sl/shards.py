@@ -29,7 +29,7 @@ from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import so_far
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
-from swarm_hpc.sl.merge import effective_weight
+from swarm_hpc.sl.merge import effective_weight, in_order
 from swarm_hpc.sn.client import RoundView, SnClient
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -104,7 +104,7 @@ class _Work:
         self._round = round_
         self._tell = tell
         self._of = digest(round_)
-        self._check_ins = sorted(round_.check_ins, key=lambda check_in: check_in.node)
+        self._check_ins = in_order(round_.check_ins)
         self._peers = [check_in.node for check_in in self._check_ins]
         self._place = self._peers.index(node.member.name)
         self._cuts = shards(node.layout, len(self._peers), cpu.grain(node.method))

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from swarm_hpc.errors import BlobCorrupt, MergeError, NotReachable
+from swarm_hpc.errors import BlobCorrupt, NotReachable
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, check_same, parse, shards, values
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, shards, values
 from swarm_hpc.records import CheckIn, Merge
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, holders_of
-from swarm_hpc.sl.merge import effective_weight
-from swarm_hpc.transport.blobs import BLOCK_BYTES, hasher
+from swarm_hpc.sl.merge import check_header, effective_weight, in_order
+from swarm_hpc.transport.blobs import BLOCK_BYTES, HashingSink, hasher
 
 CHUNK_BYTES: Final = 8 << 20
 """Of each peer's blob, at most so much, give or take a cache line's elements, is merged at a time."""
@@ -146,9 +146,7 @@ class _Work:
         self.merged = 0
         """Chunks that are done."""
         self.merge_s = 0.0
-        self._check_ins = sorted(check_ins, key=lambda check_in: check_in.node)
-        if not self._check_ins:
-            raise MergeError("a round without check-ins has nothing to merge")
+        self._check_ins = in_order(check_ins)
         self._own = {blob: memoryview(data).cast("B") for blob, data in own.items()}
         self._out = out
         self._tell = tell
@@ -206,7 +204,8 @@ class _Work:
         pieces = [self._piece(check_in.blob, number, chunk) for check_in in self._check_ins]
         if header:
             for check_in, piece in zip(self._check_ins, pieces, strict=True):
-                _check_header(layout, piece[: len(header)], check_in.node)
+                if piece[: len(header)] != header:  # to parse a long one takes a while
+                    check_header(layout, piece[: len(header)], check_in.node)
             out[: len(header)] = header
         cpu.merge_shard(
             layout,
@@ -224,19 +223,16 @@ class _Work:
         return self.windows[blob].chunk(number)
 
 
-class _Window:
-    """The part of a peer's blob that is in memory: a `Sink` for its download, which waits while there is no room."""
+class _Window(HashingSink):
+    """The part of a peer's blob that is in memory: its download waits while there is no room."""
 
     def __init__(self, work: _Work, blob: str) -> None:
-        self.have = 0
+        super().__init__(blob)
         self.num_chunks = 0
         """That have arrived."""
         self.slots: list[bytearray] = []
         self.begun = asyncio.Event()
         self._work = work
-        self._blob = blob
-        self._hash = hasher()
-        self._room = memoryview(b"")
 
     def chunk(self, number: int) -> memoryview:
         """One that has arrived, until it is merged."""
@@ -246,7 +242,7 @@ class _Window:
     def begin(self, size_bytes: int) -> None:
         expected = self._work.stream.layout.size_bytes
         if size_bytes != expected:
-            raise BlobCorrupt(f"blob {self._blob} has {size_bytes} bytes, {expected} were expected")
+            raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, {expected} were expected")
 
     def room(self) -> memoryview:
         work, number = self._work, self.num_chunks
@@ -257,14 +253,13 @@ class _Window:
         if len(self.slots) <= number % _SLOTS:
             self.slots.append(work.stream.room())
         begin = self.have - work.stream.chunks[number].start
-        self._room = self.chunk(number)[begin : begin + BLOCK_BYTES]
-        return self._room
+        self.latest = self.chunk(number)[begin : begin + BLOCK_BYTES]
+        return self.latest
 
     def took(self, count: int) -> None:
-        self._hash.update(self._room[:count])
         if not self.have:
             self._work.loop.call_soon_threadsafe(self.begun.set)
-        self.have += count
+        super().took(count)
         if self.have == self._work.stream.chunks[self.num_chunks].stop:
             with self._work.changed:
                 self.num_chunks += 1
@@ -272,21 +267,4 @@ class _Window:
 
     def restart(self) -> None:
         if self.have:
-            raise NotReachable(f"blob {self._blob}: all of it comes where the rest was asked for")
-
-    def finish(self) -> None:
-        if (found := self._hash.hexdigest()) != self._blob:
-            raise BlobCorrupt(f"blob {self._blob}: the bytes that arrived have the hash {found}")
-
-    def abort(self) -> None:
-        """Its memory goes back with that of the others."""
-
-
-def _check_header(layout: Layout, header: memoryview, node: str) -> None:
-    """BlobCorrupt or ModelMismatch, naming the node, unless it is the layout's."""
-    if header != layout.header:
-        try:
-            theirs = parse(header)
-        except BlobCorrupt as exc:
-            raise BlobCorrupt(f"{node}: {exc}") from exc
-        check_same(layout, theirs, node)
+            raise NotReachable(f"blob {self.blob}: all of it comes where the rest was asked for")

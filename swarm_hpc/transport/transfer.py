@@ -265,40 +265,53 @@ class Sink(Protocol):
         """It is over, well or not."""
 
 
-class _Memory:
-    def __init__(self, blob: str, buffer: memoryview | None, max_bytes: int | None) -> None:
+class HashingSink:
+    """What sinks in memory have in common: `room` puts the memory into `latest`, and its bytes are hashed here."""
+
+    def __init__(self, blob: str) -> None:
+        self.blob = blob
         self.have = 0
-        self.data = bytearray()
-        self._blob, self._max_bytes = blob, max_bytes
-        self._view = buffer.cast("B") if buffer is not None else None
+        self.latest = memoryview(b"")
         self._hash = hasher()
+
+    def took(self, count: int) -> None:
+        """As `Sink`."""
+        self._hash.update(self.latest[:count])
+        self.have += count
+
+    def restart(self) -> None:
+        """As `Sink`."""
+        self.have, self._hash = 0, hasher()
+
+    def finish(self) -> None:
+        """As `Sink`."""
+        if (found := self._hash.hexdigest()) != self.blob:
+            raise BlobCorrupt(f"blob {self.blob}: the bytes that arrived have the hash {found}")
+
+    def abort(self) -> None:
+        """As `Sink`; the memory is the caller's."""
+
+
+class _Memory(HashingSink):
+    def __init__(self, blob: str, buffer: memoryview | None, max_bytes: int | None) -> None:
+        super().__init__(blob)
+        self.data = bytearray()
+        self._max_bytes = max_bytes
+        self._view = buffer.cast("B") if buffer is not None else None
 
     def begin(self, size_bytes: int) -> None:
         if self._view is not None and len(self._view) != size_bytes:
-            raise BlobCorrupt(f"blob {self._blob} has {size_bytes} bytes, {len(self._view)} were expected")
+            raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, {len(self._view)} were expected")
         if self._max_bytes is not None and size_bytes > self._max_bytes:
-            raise BlobCorrupt(f"blob {self._blob} has {size_bytes} bytes, at most {self._max_bytes} were expected")
+            raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, at most {self._max_bytes} were expected")
         if self._view is None:
             self.data = bytearray(size_bytes)
             self._view = memoryview(self.data)
 
     def room(self) -> memoryview:
         assert self._view is not None
-        return self._view[self.have : self.have + BLOCK_BYTES]
-
-    def took(self, count: int) -> None:
-        self._hash.update(self.room()[:count])
-        self.have += count
-
-    def restart(self) -> None:
-        self.have, self._hash = 0, hasher()
-
-    def finish(self) -> None:
-        if (found := self._hash.hexdigest()) != self._blob:
-            raise BlobCorrupt(f"blob {self._blob}: the bytes that arrived have the hash {found}")
-
-    def abort(self) -> None:
-        pass
+        self.latest = self._view[self.have : self.have + BLOCK_BYTES]
+        return self.latest
 
 
 class _File:
