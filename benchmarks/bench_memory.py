@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import mmap
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from machine import describe, write_results
+from models import fill, layout_of
 from rich.console import Console
 from rich.table import Table
 
 from swarm_hpc.kernels import cpu
-from swarm_hpc.kernels.plan import Layout, TensorSpec, place
 from swarm_hpc.records import CheckIn, Merge, MergeMethod
 from swarm_hpc.sl.streaming import Stream, can_stream
 from swarm_hpc.transport.blobs import Sink, hash_bytes
@@ -94,13 +94,11 @@ class Files:
         await asyncio.to_thread(self._send, blob, sink)
 
     def _send(self, blob: str, sink: Sink) -> None:
-        path = self.files[blob]
-        sink.begin(path.stat().st_size)
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(sink.room()):
-                sink.took(count)
-                if sink.have == path.stat().st_size:
-                    break
+        with self.files[blob].open("rb", buffering=0) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            sink.begin(size_bytes)
+            while sink.have < size_bytes:
+                sink.took(file.readinto(sink.room()))
         sink.finish()
 
 
@@ -128,21 +126,6 @@ def peak_of_streamed(method: MergeMethod, num_peers: int, mib: int) -> float:
         stream = Stream(Files(files), layout, Merge(method=method))
         asyncio.run(stream.merge(check_ins, {check_ins[0].blob: own}, out, lambda text: None))
         return (peak_bytes() - before) / layout.size_bytes
-
-
-def layout_of(mib: int) -> Layout:
-    return place([TensorSpec("weight", "F32", (mib << 18,))])
-
-
-def fill(layout: Layout, blob: memoryview, seed: int) -> None:
-    """A model of normally distributed values; in pieces, so that nothing large is needed for it."""
-    blob[: len(layout.header)] = layout.header
-    [placed] = layout.tensors
-    values = np.frombuffer(blob, np.float32, (placed.stop - placed.start) // 4, placed.start)
-    chance = np.random.default_rng(seed)
-    for start in range(0, len(values), 1 << 20):
-        piece = values[start : start + (1 << 20)]
-        piece[:] = chance.standard_normal(len(piece), np.float32)
 
 
 def clear_peak() -> None:

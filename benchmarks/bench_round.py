@@ -23,47 +23,13 @@ import numpy as np
 from machine import describe, write_results
 from rich.console import Console
 from rich.table import Table
+from rounds import Case, run
 
-from swarm_hpc.config import ExperimentConfig, LocalConfig, ProgramConfig, RoundConfig, TransferConfig, TransferMode
-from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.local.swarm import Swarm, fetch_rounds, sl_name
-from swarm_hpc.records import Platform
+from swarm_hpc.config import TransferMode
+from swarm_hpc.local.swarm import sl_name
 
 SITES = ("alpha", "beta", "gamma", "delta")
 PHASES = ("handoff", "hash", "offer", "ledger", "wait", "fetch", "merge", "load", "sync")
-PROGRAM = Path(__file__).parent / "programs" / "round.py"
-
-
-def run_swarm(
-    root: Path, millions: int, num_rounds: int, transfer: TransferMode
-) -> tuple[dict[str, list[dict]], dict[int, str]]:
-    """Rounds as each site's program saw them, and who led which round."""
-    config = LocalConfig(
-        experiment=ExperimentConfig(name="bench", metric="none", platform=Platform.PYTORCH, prepare=[], train=[]),
-        sites=len(SITES),
-        lease_s=60.0,
-        round=RoundConfig(contract="bench", min_peers=len(SITES), quorum_wait_s=600, leader_timeout_s=600),
-        transfer=TransferConfig(mode=transfer, port=0, keep_rounds=1),
-    )
-    folder = RunFolder.create(root)
-    with Swarm(config, folder, SITES) as swarm:
-        swarm.make_certificates()
-        swarm.start_sn()
-        for number, site in enumerate(SITES):
-            scratch = folder.scratch(site, "swarm")
-            scratch.mkdir(parents=True)
-            env = {
-                "NUM_PARAMETERS": str(millions * 1_000_000),
-                "NUM_ROUNDS": str(num_rounds + 1),
-                "TARGET": str(number + 1),
-                "SCRATCH_DIR": str(scratch),
-            }
-            log = str(folder.log(f"{site}-ml"))
-            swarm.start_sl(site, ProgramConfig(command=[sys.executable, str(PROGRAM)], env=env, log=log))
-        swarm.wait(SITES, timeout_s=900)
-        leaders = {one.number: one.leader for one in fetch_rounds(swarm.client(), "bench")}
-    seen = {site: json.loads((folder.scratch(site, "swarm") / "rounds.json").read_text()) for site in SITES}
-    return seen, leaders
 
 
 def rows_of(millions: int, seen: dict[str, list[dict]], leaders: dict[int, str]) -> list[dict]:
@@ -126,7 +92,14 @@ def main() -> None:
     for millions in map(int, options.sizes.split(",")):
         print(f"{millions} M parameters, {options.transfer}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="bench-round-") as root:
-            seen, leaders = run_swarm(Path(root) / "run", millions, options.rounds, options.transfer)
+            case = Case(
+                sites=SITES,
+                num_parameters=millions * 1_000_000,
+                num_rounds=options.rounds + 1,
+                mode=options.transfer,
+                timeout_s=900.0,
+            )
+            seen, leaders = run(case, Path(root) / "run")
             peers[millions] = handoff_peers(Path(root), millions)
         rows += rows_of(millions, seen, leaders)
     results = {"machine": describe(), "transfer": options.transfer.value, "rows": rows, "handoff_peers": peers}

@@ -21,91 +21,48 @@ import json
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limited_links import INNER, Host, switched
+from limited_links import switched
 from machine import describe, write_results
 from rich.console import Console
 from rich.table import Table
+from rounds import Case, run
 
-from swarm_hpc.config import (
-    ExperimentConfig,
-    LocalConfig,
-    MergeConfig,
-    ProgramConfig,
-    RoundConfig,
-    TransferConfig,
-    TransferMode,
-)
-from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.local.swarm import Swarm
-from swarm_hpc.records import MergeMethod, MergePlan, Platform
+from swarm_hpc.config import MergeConfig, TransferMode
+from swarm_hpc.records import MergeMethod, MergePlan
 
-PROGRAM = Path(__file__).parent / "programs" / "round.py"
 UNCOUNTED = 2
 """First rounds, which touch new memory."""
 PHASES = ("offer", "fetch", "merge", "load")
 RUN_S = 1800.0
 
 
-@dataclass(frozen=True)
-class Case:
-    """One swarm."""
-
-    plan: MergePlan
-    method: MergeMethod
-    nodes: int
-    millions: float
-    rate_mbit: int
-    rounds: int
-
-
-def run(case: Case) -> dict[str, Any]:
+def measure(plan: MergePlan, method: MergeMethod, num_nodes: int, options: argparse.Namespace) -> dict[str, Any]:
     """A row."""
+    sites = [f"site{number}" for number in range(num_nodes)]
     with (
         tempfile.TemporaryDirectory(prefix="bench-sharded-") as root,
-        switched(case.nodes, case.rate_mbit) as (switch, hosts),
+        switched(num_nodes, options.mbit) as (switch, hosts),
     ):
-        return row_of(case, run_swarm(case, Path(root) / "run", switch, hosts))
+        case = Case(
+            sites=sites,
+            num_parameters=int(options.millions * 1e6),
+            num_rounds=options.rounds + UNCOUNTED,
+            mode=TransferMode.DIRECT,
+            timeout_s=RUN_S,
+            merge=MergeConfig(method=method, plan=plan),
+            hosts=dict(zip(sites, hosts, strict=True)),
+            sn_host=switch,
+        )
+        seen, _ = run(case, Path(root) / "run")
+    told = {"plan": plan.value, "method": method.value, "nodes": num_nodes, "num_parameters": case.num_parameters}
+    return told | {"rate_mbit": options.mbit} | figures(list(seen.values()), case.num_parameters * 4)
 
 
-def run_swarm(case: Case, root: Path, switch: str, hosts: list[Host]) -> list[list[dict[str, Any]]]:
-    """Each node's rounds as its program saw them."""
-    config = LocalConfig(
-        experiment=ExperimentConfig(name="bench", metric="none", platform=Platform.PYTORCH, prepare=[], train=[]),
-        sites=case.nodes,
-        lease_s=60.0,
-        merge=MergeConfig(method=case.method, plan=case.plan),
-        round=RoundConfig(contract="bench", min_peers=case.nodes, quorum_wait_s=600, leader_timeout_s=600),
-        transfer=TransferConfig(mode=TransferMode.DIRECT, keep_rounds=1),
-    )
-    sites = [f"site{number}" for number in range(case.nodes)]
-    folder = RunFolder.create(root)
-    with Swarm(config, folder, sites) as swarm:
-        swarm.make_certificates()
-        swarm.start_sn(host=switch)
-        for number, (site, host) in enumerate(zip(sites, hosts, strict=True)):
-            scratch = folder.scratch(site, "swarm")
-            scratch.mkdir(parents=True)
-            env = {
-                "NUM_PARAMETERS": str(int(case.millions * 1e6)),
-                "NUM_ROUNDS": str(case.rounds + UNCOUNTED),
-                "TARGET": str(number + 1),
-                "SCRATCH_DIR": str(scratch),
-                "DEVICE": INNER,
-            }
-            program = ProgramConfig(command=[sys.executable, str(PROGRAM)], env=env, log=str(folder.log(f"{site}-ml")))
-            transfer = TransferConfig(mode=TransferMode.DIRECT, keep_rounds=1, host=host.address)
-            swarm.start_sl(site, program, launcher=host.launcher, transfer=transfer)
-        swarm.wait(sites, timeout_s=RUN_S)
-    return [json.loads((folder.scratch(site, "swarm") / "rounds.json").read_text()) for site in sites]
-
-
-def row_of(case: Case, nodes: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def figures(nodes: list[list[dict[str, Any]]], model_bytes: int) -> dict[str, Any]:
     """Medians over the rounds that count."""
-    model = int(case.millions * 1e6) * 4
     rounds = list(zip(*nodes, strict=True))
     later = list(itertools.pairwise(rounds))[UNCOUNTED - 1 :]
 
@@ -118,14 +75,9 @@ def row_of(case: Case, nodes: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
     ends = [(max(one["at"] for one in before), max(one["at"] for one in after)) for before, after in later]
     return {
-        "plan": case.plan.value,
-        "method": case.method.value,
-        "nodes": case.nodes,
-        "num_parameters": int(case.millions * 1e6),
-        "rate_mbit": case.rate_mbit,
         "round_s": round(statistics.median(after - before for before, after in ends), 3),
-        "sent_models": round(grown("sent") / model, 3),
-        "received_models": round(grown("received") / model, 3),
+        "sent_models": round(grown("sent") / model_bytes, 3),
+        "received_models": round(grown("received") / model_bytes, 3),
         "busy_s": round(grown("busy"), 2),
         "phases": {phase: round(taken(phase), 3) for phase in PHASES},
     }
@@ -167,7 +119,7 @@ def main() -> None:
         for method in map(MergeMethod, options.methods.split(",")):
             for plan in MergePlan:
                 print(f"{nodes} nodes, {method}, {plan}", file=sys.stderr, flush=True)
-                rows.append(run(Case(plan, method, nodes, options.millions, options.mbit, options.rounds)))
+                rows.append(measure(plan, method, nodes, options))
     if not options.no_save:
         write_results("sharded", {"machine": describe(), "rows": rows})
     print(json.dumps({"rows": rows})) if options.json else show(rows)

@@ -28,15 +28,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from machine import describe, write_results
+from models import fill, layout_of
 from rich.console import Console
 from rich.table import Table
 
 from swarm_hpc.config import ConnectionConfig, IdentityConfig
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.certs import Identity
-from swarm_hpc.kernels.plan import Layout, TensorSpec, place
+from swarm_hpc.kernels.plan import Layout
 from swarm_hpc.records import CheckIn, Kind, Merge, MergeMethod, NodeName
 from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.sl.streaming import Stream, can_stream
@@ -60,7 +60,7 @@ def main() -> None:
         folder = Path(name)
         identity = make_identities(folder)
         store = BlobStore(folder / "store")
-        layout = place([TensorSpec("weight", "F32", (options.mib << 18,))])
+        layout = layout_of(options.mib)
         names = [store.put(model(layout, seed)) for seed in range(4)]
         ours, theirs = measure(folder, identity, names[0], layout.size_bytes, options.repeats)
         leading = lead(folder, identity, layout, names, options.repeats)
@@ -88,14 +88,11 @@ def make_identities(folder: Path) -> Identity:
     )
 
 
-def model(layout: Layout, seed: int) -> bytes:
+def model(layout: Layout, seed: int) -> bytearray:
     """A blob of normally distributed values."""
     data = bytearray(layout.size_bytes)
-    data[: len(layout.header)] = layout.header
-    [placed] = layout.tensors
-    values = np.frombuffer(data, np.float32, (placed.stop - placed.start) // 4, placed.start)
-    np.random.default_rng(seed).standard_normal(dtype=np.float32, out=values)
-    return bytes(data)
+    fill(layout, memoryview(data), seed)
+    return data
 
 
 class Peers:
