@@ -102,7 +102,7 @@ class Peers:
         self._identity, self._endpoint = identity, endpoint
 
     async def fetch(self, blob: str, buffer: memoryview) -> None:
-        await self._download(blob, buffer=buffer)
+        await self._download(blob, buffers=[buffer])
 
     async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
         await self._download(blob, into=sink)
@@ -192,7 +192,8 @@ def our_run(server: tuple[subprocess.Popen[str], str], identity: Identity, blob:
     connection = ConnectionConfig()
     before = server_cpu_s(process) + time.process_time()
     start = time.perf_counter()
-    asyncio.run(download(identity, endpoint, blob, expect=expect_kind(Kind.SL), connection=connection, buffer=buffer))
+    expect = expect_kind(Kind.SL)
+    asyncio.run(download(identity, endpoint, blob, expect=expect, connection=connection, buffers=[buffer]))
     taken = time.perf_counter() - start
     return taken, server_cpu_s(process) + time.process_time() - before
 

@@ -61,6 +61,14 @@ class MergePlan(StrEnum):
     SHARDED = "sharded"
 
 
+class Wire(StrEnum):
+    """How parameters travel: as they are, or as differences from the round before, rounded (kernels/deltas.py)."""
+
+    EXACT = "exact"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class FinishMode(StrEnum):
     """What a node that has finished its training still contributes to later rounds."""
 
@@ -176,6 +184,7 @@ MERGE_PARAMETERS: Final[Mapping[MergeMethod, tuple[str, ...]]] = {
 MAX_PEERS: Final = 256
 """Participants of a training contract (Training.vy)."""
 MAX_CLIP_ITERATIONS: Final = 1000
+MAX_WHOLE_EVERY: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +206,12 @@ class Merge:
     clip_iterations: int = 5
     plan: MergePlan = MergePlan.LEADER
     """Who merges: the round's leader all of it, or each peer one shard. The result is the same, bit by bit."""
+    wire: Wire = Wire.EXACT
+    """How parameters travel. bf16: half the bytes; int8: a quarter to the leader, half from it. What a node's rounding
+    leaves out is added to what it sends in the next round."""
+    whole_every: int = 10
+    """bf16, int8: every so many rounds, from the first on, the result travels as it is. Who comes late starts there, so
+    results since then are kept."""
 
     def __post_init__(self) -> None:
         for name in ("trim", "clip_radius"):
@@ -207,15 +222,20 @@ class Merge:
         if not (self.clip_radius > 0 and math.isfinite(self.clip_radius)):
             raise ConfigError(f"clip_radius: {self.clip_radius} must be greater than 0, and finite")
         bounds = {"num_byzantine": (0, MAX_PEERS), "num_selected": (0, MAX_PEERS)}
-        for name, (least, most) in (bounds | {"clip_iterations": (1, MAX_CLIP_ITERATIONS)}).items():
+        bounds |= {"clip_iterations": (1, MAX_CLIP_ITERATIONS), "whole_every": (1, MAX_WHOLE_EVERY)}
+        for name, (least, most) in bounds.items():
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside {least}-{most}")
+        if self.wire is not Wire.EXACT and self.plan is not MergePlan.LEADER:
+            raise ConfigError(f"wire: {self.wire} needs plan=leader: shards travel as they are, with wire=exact")
 
     def __str__(self) -> str:
-        """As the ledger has it: the method, the parameters that it takes, and the plan if it is not the leader's."""
+        """As the ledger has it: the method, the parameters that it takes, then plan and wire where not as usual."""
         words = [f"{name}={getattr(self, name)}" for name in MERGE_PARAMETERS[self.method]]
         if self.plan is not MergePlan.LEADER:
             words.append(f"plan={self.plan}")
+        if self.wire is not Wire.EXACT:
+            words += [f"wire={self.wire}", f"whole_every={self.whole_every}"]
         return " ".join([self.method, *words])
 
     @classmethod
@@ -235,6 +255,12 @@ class Merge:
             return 1
         num_selected = self.num_selected if self.method is MergeMethod.MULTIKRUM else 1
         return max(self.num_byzantine + 3, num_selected)
+
+    def chain(self, number: int) -> range:
+        """The rounds whose published blobs make up the result of round `number`, from one that is whole on."""
+        if self.wire is Wire.EXACT:
+            return range(number, number + 1)
+        return range(number - (number - 1) % self.whole_every, number + 1)
 
     def agreed(self) -> Merge:
         """The same without what its method does not take: two are equal where they merge the same way."""

@@ -111,4 +111,4 @@ def test_krum_takes_three_peers_more_than_may_be_byzantine_and_at_least_the_sele
 def test_every_method_says_what_it_takes():
     assert set(MERGE_PARAMETERS) == set(MergeMethod)
     taken = [name for names in MERGE_PARAMETERS.values() for name in names]
-    assert set(taken) == {one.name for one in fields(Merge)} - {"method", "plan"}
+    assert set(taken) == {one.name for one in fields(Merge)} - {"method", "plan", "wire", "whole_every"}

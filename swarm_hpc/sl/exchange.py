@@ -18,7 +18,7 @@ from swarm_hpc.config import ConnectionConfig, TransferConfig, TransferMode
 from swarm_hpc.errors import BlobCorrupt, BlobError, BlobNotFound, ConfigError, DiskFull, SwarmError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.kernels.plan import ReadableBuffer
-from swarm_hpc.records import Kind, MergePlan, NodeName, Round, TrainingContract
+from swarm_hpc.records import Kind, Merge, MergePlan, NodeName, Round, TrainingContract
 from swarm_hpc.sl.server import Readers, serving
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.transport import blobs
@@ -46,11 +46,11 @@ class Exchange(Protocol):
     async def offer(self, blob: str, data: memoryview, contract: str, *, passing: bool = False) -> None:
         """Make a blob of the contract available to the peers. One in `passing` is of use in this round alone."""
 
-    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
-        """Get a blob, verified, from any of the nodes `holders`, into a buffer of its size.
+    async def fetch(self, blob: str, holders: Iterable[str], *buffers: memoryview) -> memoryview:
+        """Get a blob, verified, from any of the nodes `holders`, into the buffer that has its size, which is returned.
 
-        BlobNotFound, NotReachable, TimedOut: not now; the buffer may then hold half of it. BlobCorrupt: whoever has it
-        has other bytes.
+        BlobNotFound, NotReachable, TimedOut: not now; a buffer may then hold half of it. BlobCorrupt: whoever has it
+        has other bytes, or it has another size.
         """
 
     async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
@@ -61,7 +61,7 @@ class Exchange(Protocol):
         """Whether a blob that this node has offered is still where the peers fetch it from, as far as it can tell."""
 
     async def settle(self, round_: Round, merged: memoryview) -> None:
-        """A round is over and `merged` are its parameters: keep what peers may still ask for, delete what is old."""
+        """A round is over and `merged` is its blob: keep what peers may still ask for, delete what is old."""
 
 
 class GatewayExchange:
@@ -88,9 +88,9 @@ class GatewayExchange:
         await asyncio.to_thread(_write, self._shared_dir / blob, data)
         await self._sn.adopt(blob, contract)
 
-    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
+    async def fetch(self, blob: str, holders: Iterable[str], *buffers: memoryview) -> memoryview:
         """Download from the SN, whoever the holders are."""
-        await self._sn.download(blob, buffer=buffer)
+        return _in_memory(await self._sn.download(blob, buffers=buffers))
 
     async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
         """Download from the SN, whoever the holders are."""
@@ -125,15 +125,21 @@ class DirectExchange:
             connection, connect_timeout_s=min(connection.connect_timeout_s, _PEER_CONNECT_TIMEOUT_S)
         )
         self._rounds: deque[set[str]] = deque([set()])
+        self._merge = Merge()
+        self._chain: set[str] = set()
+        """Results that the newest one is made up of, as far as they are here."""
 
     async def enter(self, contract: TrainingContract) -> None:
         """Show what an earlier process left for this contract's latest rounds, and delete the rest."""
         name = contract.spec.name
+        self._merge = contract.spec.merge
+        chain = self._merge.chain(max(1, contract.round - 1))
         self._readers.sites = _sites(contract)
         self._readers.ask_sites = lambda: self._ask_sites(name)
         self._readers.blobs.clear()
-        oldest = max(1, contract.round - self.keep_rounds) if self.keep_rounds else 1
+        oldest = min(max(1, contract.round - self.keep_rounds), chain.start) if self.keep_rounds else 1
         rounds = await self._sn.rounds(name, oldest, contract.round)
+        self._chain = {round_.merged for round_ in rounds if round_.number in chain and round_.merged}
         known = {round_.merged for round_ in rounds} | {c.blob for round_ in rounds for c in round_.check_ins}
         left = set(await asyncio.to_thread(self._store.blobs))
         self._rounds = deque([left & known])
@@ -145,20 +151,18 @@ class DirectExchange:
         """Put it in the store."""
         await self._keep(blob, data, durable=not passing)
 
-    async def fetch(self, blob: str, holders: Iterable[str], buffer: memoryview) -> None:
+    async def fetch(self, blob: str, holders: Iterable[str], *buffers: memoryview) -> memoryview:
         """From the own store, else from one holder after the other."""
         reasons, corrupt = [], True
         if self._store.has(blob):
             try:
-                await asyncio.to_thread(_read, self._store.path(blob), blob, buffer)
-                return
+                return await asyncio.to_thread(_read, self._store.path(blob), blob, buffers)
             except BlobError as exc:
                 reasons.append(f"{exc}; deleted")
                 await asyncio.to_thread(self._store.delete, blob)
         for node in holders:
             try:
-                await self._download(blob, node, buffer=buffer)
-                return
+                return _in_memory(await self._download(blob, node, buffers=buffers))
             except SwarmError as exc:
                 reasons.append(f"{node} ({exc})")
                 corrupt &= isinstance(exc, BlobCorrupt)
@@ -186,10 +190,15 @@ class DirectExchange:
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """Keep the merged blob for peers that come late, and drop the oldest round."""
         await self._keep(round_.merged, merged)
+        if round_.number == self._merge.chain(round_.number).start:
+            # the older ones go as all blobs do
+            self._rounds[-1] |= self._chain.difference(*self._rounds)
+            self._chain = set()
+        self._chain.add(round_.merged)
         self._rounds.append(set())
         if not self.keep_rounds or len(self._rounds) <= self.keep_rounds + 1:
             return
-        dropped = self._rounds.popleft().difference(*self._rounds)
+        dropped = self._rounds.popleft().difference(self._chain, *self._rounds)
         self._readers.blobs -= dropped
         await asyncio.to_thread(self._delete, dropped)
 
@@ -212,19 +221,19 @@ class DirectExchange:
         return ""
 
     async def _download(
-        self, blob: str, node: str, *, buffer: memoryview | None = None, into: Sink | None = None
-    ) -> None:
+        self, blob: str, node: str, *, buffers: Sequence[memoryview] = (), into: Sink | None = None
+    ) -> memoryview | None:
         endpoint = await self._endpoint_of(node)
         if not endpoint:
             raise BlobNotFound("it serves no files: is its transfer.mode direct?")
-        await blobs.download(
+        return await blobs.download(
             self._identity,
             endpoint,
             blob,
             expect=expect_kind(Kind.SL, site=NodeName.parse(node).site),
             connection=self._connection,
             into=into,
-            buffer=buffer,
+            buffers=buffers,
         )
 
 
@@ -269,10 +278,17 @@ def _write(target: Path, data: ReadableBuffer) -> None:
         raise ConfigError(f"transfer.shared_dir: cannot write to {target.parent}: {exc.strerror}") from exc
 
 
-def _read(source: Path, blob: str, buffer: memoryview) -> None:
+def _in_memory(downloaded: memoryview | None) -> memoryview:
+    assert downloaded is not None, "it was to go neither into a file nor into a sink"
+    return downloaded
+
+
+def _read(source: Path, blob: str, buffers: Sequence[memoryview]) -> memoryview:
     with source.open("rb", buffering=0) as file:
-        size_bytes = 0
+        size_bytes, found = 0, os.fstat(file.fileno()).st_size
+        buffer = next((each for each in buffers if len(each) == found), buffers[0])
         while count := file.readinto(buffer[size_bytes:]):
             size_bytes += count
     if size_bytes != len(buffer) or blobs.hash_bytes(buffer) != blob:
         raise BlobCorrupt(f"{source} is damaged")
+    return buffer

@@ -24,15 +24,14 @@ _MAX_FETCHES: Final = 4
 class Gathering:
     """Collects blobs; within `for_a_round` it keeps what it has, so that trying again fetches only what was missing."""
 
-    def __init__(self, exchange: Exchange, size_bytes: int) -> None:
-        """All blobs have `size_bytes`."""
+    def __init__(self, exchange: Exchange, *sizes_bytes: int) -> None:
+        """Each blob has one of these sizes."""
         self.blobs: dict[str, ReadableBuffer] = {}
         self.missing: dict[str, Exception] = {}
         """Blobs that could not be had in the latest try, and why: each an error of NOT_NOW."""
         self._exchange = exchange
-        self._size_bytes = size_bytes
         self._used: list[bytearray] = []
-        self._spare: list[bytearray] = []
+        self._spare: dict[int, list[bytearray]] = {size_bytes: [] for size_bytes in sizes_bytes}
 
     @contextmanager
     def for_a_round(self) -> Iterator[None]:
@@ -40,9 +39,16 @@ class Gathering:
         try:
             yield
             # not after an error: a merge that was given up may be reading them still, in its thread
-            self._spare += self._used
+            for data in self._used:
+                self._spare[len(data)].append(data)
         finally:
             self.blobs, self.missing, self._used = {}, {}, []
+
+    def room(self, size_bytes: int) -> bytearray:
+        """Memory for a blob of one of the sizes, until the end of the round."""
+        data = self._take(size_bytes)
+        self._used.append(data)
+        return data
 
     async def fetch(self, check_ins: Sequence[CheckIn], tell: Callable[[str], None] | None = None) -> None:
         """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.
@@ -60,18 +66,19 @@ class Gathering:
 
         async def fetch(blob: str, holders: list[str]) -> None:
             async with limit:
-                data = self._spare.pop() if self._spare else bytearray(self._size_bytes)
+                rooms = {size_bytes: self._take(size_bytes) for size_bytes in self._spare}
                 try:
-                    await self._exchange.fetch(blob, holders, memoryview(data))
+                    data = await self._exchange.fetch(blob, holders, *[memoryview(room) for room in rooms.values()])
                 except NOT_NOW as exc:
                     self.missing[blob] = exc
-                    self._spare.append(data)
                 except BlobCorrupt as exc:
                     raise BlobCorrupt(f"{', '.join(holders)}: {exc}") from exc
                 else:
                     self.blobs[blob] = data
-                    self._used.append(data)
+                    self._used.append(rooms.pop(len(data)))
                     say()
+                for size_bytes, unused in rooms.items():
+                    self._spare[size_bytes].append(unused)
 
         say()
         holders = holders_of(check_ins)
@@ -80,6 +87,10 @@ class Gathering:
         for result in await asyncio.gather(*wanted, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    def _take(self, size_bytes: int) -> bytearray:
+        spare = self._spare[size_bytes]
+        return spare.pop() if spare else bytearray(size_bytes)
 
 
 def lost(check_ins: Sequence[CheckIn], missing: Mapping[str, Exception], contract: TrainingContract) -> list[str]:

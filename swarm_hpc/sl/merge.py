@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from swarm_hpc.errors import BlobCorrupt, MergeError
@@ -10,17 +9,6 @@ from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, check_same, parse
 from swarm_hpc.records import CheckIn, Merge
 from swarm_hpc.transport.blobs import hash_bytes
-
-
-async def merge(
-    layout: Layout,
-    merge: Merge,
-    check_ins: Sequence[CheckIn],
-    blobs: Mapping[str, ReadableBuffer],
-    out: memoryview,
-) -> str:
-    """`merge_blobs` in a thread, so that heartbeats go on meanwhile."""
-    return await asyncio.to_thread(merge_blobs, layout, merge, check_ins, blobs, out)
 
 
 def merge_blobs(

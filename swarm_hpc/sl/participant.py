@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -31,10 +31,12 @@ from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, Gathering, lost
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
-from swarm_hpc.sl.merge import merge
+from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.sl.models import Models
 from swarm_hpc.sl.shards import ShardedMerge, digest
 from swarm_hpc.sl.streaming import Stream, can_stream
 from swarm_hpc.sn.client import RoundView, SnClient
+from swarm_hpc.transport.blobs import hash_bytes
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ class Contribution:
 
     check_in: CheckIn
     data: memoryview
+    """The check-in's blob."""
+    model: memoryview
+    """What it stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +81,8 @@ class Participant:
         self._exchange = exchange
         self._arena = arena
         self._spec = contract.spec
-        self._spare = _Spare(arena.layout.size_bytes)
-        self._gathering = Gathering(exchange, arena.layout.size_bytes)
+        self._models = Models(arena.layout, contract.spec.merge)
+        self._gathering = Gathering(exchange, *self._models.forms.sizes_bytes)
         self._stream = Stream(exchange, arena.layout, contract.spec.merge)
         self._missing: Mapping[str, Exception] = {}
         """Blobs without which the latest merge could not be made, and why they could not be had."""
@@ -135,9 +140,17 @@ class Participant:
         self.reason = f"{self._spec.name} round {newest}: fetching the merged parameters"
         view = await self._sn.round(self._spec.name, newest)
         with self._gathering.for_a_round():
-            await self._load(view.round, mine=None)
-        await self._exchange.settle(view.round, self._arena.buffer)
+            anew = await self._load(view.round, mine=None)
+        if anew:
+            await self._settle(view.round)
         return view.round
+
+    async def contribution(self, number: int, model: memoryview, check_in: CheckIn) -> Contribution:
+        """A model for a round, in the form in which it travels; the check-in but for its blob's hash."""
+        with self.laps.lap(Phase.HASH):
+            data = await asyncio.to_thread(self._models.outgoing, number, model)
+            blob = await asyncio.to_thread(hash_bytes, data)
+        return Contribution(check_in=replace(check_in, blob=blob), data=data, model=model)
 
     def _decide(self, view: RoundView, mine: Contribution | None, standing: bool) -> rounds.Action:
         blob, me = mine.check_in.blob if mine is not None else None, self._member.name
@@ -187,12 +200,12 @@ class Participant:
 
     async def _share(self, round_: Round, mine: Contribution) -> None:
         """Merge the round in shards. Its result is in the spare then, or the leader has to merge alone."""
-        self._shared, self._spare.blob = digest(round_), ""
+        self._shared, self._models.blob = digest(round_), ""
         # the leader needs the other half where this comes to nothing
         within_s = max(round_.leader_due_in_s or 0, 0) / 2
         try:
-            self._spare.blob = await self._shards.merge(
-                round_, mine.data, self._spare.buffer, within_s=within_s, tell=partial(self._tell, round_)
+            self._models.blob = await self._shards.merge(
+                round_, mine.data, self._models.spare, within_s=within_s, tell=partial(self._tell, round_)
             )
         except (BlobError, TransportError, MergeError, RoundError) as exc:
             log.warning("%s round %d is not merged in shards: %s", round_.contract, round_.number, exc)
@@ -201,7 +214,7 @@ class Participant:
         self.reason = f"{round_.contract} round {round_.number}: {how_far}"
 
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
-        merged = self._spare.blob if digest(round_) == self._shared else ""
+        merged = self._models.blob if digest(round_) == self._shared else ""
         if not merged:
             try:
                 merged = await self._merge(round_, mine)
@@ -210,7 +223,7 @@ class Participant:
                     return
                 raise
         with self.laps.lap(Phase.OFFER):
-            await self._exchange.offer(merged, self._spare.buffer, round_.contract)
+            await self._exchange.offer(merged, self._models.published(self._models.spare), round_.contract)
         with self.laps.lap(Phase.LEDGER):
             await self._member.call(
                 lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
@@ -222,20 +235,20 @@ class Participant:
         An error of NOT_NOW: some are `_missing`.
         """
         own = {mine.check_in.blob: mine.data} if mine is not None else {}
-        self._spare.blob, self._missing = "", {}
+        self._models.blob, self._missing = "", {}
         if can_stream(self._spec.merge):
             try:
-                self._spare.blob = await self._merge_as_they_arrive(round_, own)
-                return self._spare.blob
+                self._models.blob = await self._merge_as_they_arrive(round_, own)
+                return self._models.blob
             except BlobCorrupt as exc:
                 log.warning("%s round %d: fetching all before merging: %s", round_.contract, round_.number, exc)
-        self._spare.blob = await self._gather_and_merge(round_, own)
-        return self._spare.blob
+        self._models.blob = await self._gather_and_merge(round_, own)
+        return self._models.blob
 
     async def _merge_as_they_arrive(self, round_: Round, own: Mapping[str, memoryview]) -> str:
         try:
             with self.laps.lap(Phase.FETCH):
-                return await self._stream.merge(round_.check_ins, own, self._spare.buffer, partial(self._tell, round_))
+                return await self._stream.merge(round_.check_ins, own, self._models.spare, partial(self._tell, round_))
         finally:
             self._missing = self._stream.missing
             self.laps.add(Phase.MERGE, self._stream.merge_s)
@@ -249,11 +262,17 @@ class Participant:
         self._missing = gathering.missing
         for exc in gathering.missing.values():
             raise exc
+        if self._models.needs_base(round_.number, gathering.blobs):
+            await self._bring(range(round_.number - 1, round_.number))
         self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
         with self.laps.lap(Phase.MERGE):
-            return await merge(
-                self._arena.layout, self._spec.merge, round_.check_ins, gathering.blobs, self._spare.buffer
-            )
+            return await asyncio.to_thread(self._merge_gathered, round_)
+
+    def _merge_gathered(self, round_: Round) -> str:
+        blobs = {check_in.blob: self._gathering.blobs[check_in.blob] for check_in in round_.check_ins}
+        models = self._models.whole(round_.number, blobs, self._gathering.room)
+        merged = merge_blobs(self._arena.layout, self._spec.merge, round_.check_ins, models, self._models.spare)
+        return self._models.round_off(round_.number, blobs, merged)
 
     async def _drop_lost(self, round_: Round) -> bool:
         """Go on without the nodes that are away with the only copy of their blob; whether there are any."""
@@ -271,15 +290,18 @@ class Participant:
     async def _take(self, view: RoundView, mine: Contribution | None, deadline: float) -> int:
         """Bring a published round's parameters into the arena; from how many peers, 0 where nobody has them."""
         self.reason = f"{self._spec.name} round {view.round.number}: fetching the merged parameters"
+        if mine is not None and rounds.is_checked_in(view.round, self._member.name, mine.check_in.blob):
+            await asyncio.to_thread(self._models.arrived, view.round.number, mine.model, mine.data)
         try:
-            await self._load_in_time(view.round, mine, deadline)
+            anew = await self._load_in_time(view.round, mine, deadline)
         except NOT_NOW as exc:
             log.warning("%s round %d: going on with the own parameters: %s", self._spec.name, view.round.number, exc)
             return 0
-        await self._exchange.settle(view.round, self._arena.buffer)
+        if anew:
+            await self._settle(view.round)
         return len(view.round.check_ins)
 
-    async def _load_in_time(self, round_: Round, mine: Contribution | None, deadline: float) -> None:
+    async def _load_in_time(self, round_: Round, mine: Contribution | None, deadline: float) -> bool:
         """As `_load`, again where the SN that has the result is only out of reach."""
         while True:
             try:
@@ -291,24 +313,49 @@ class Participant:
                 log.warning("%s; trying again", self.reason)
             await asyncio.sleep(_PAUSE_S)
 
-    async def _load(self, round_: Round, mine: Contribution | None) -> None:
-        """Fill the arena with the merged parameters; where they cannot be had, it is as it was."""
-        if self._spare.blob != round_.merged:
+    async def _load(self, round_: Round, mine: Contribution | None) -> bool:
+        """Fill the arena with the merged parameters; where they cannot be had, it is as it was.
+
+        Whether it was done for the first time, as far as that is known.
+        """
+        anew = not self._models.has(round_.number)
+        if anew:
+            await self._fetch(round_, mine)
+        with self.laps.lap(Phase.LOAD):
+            await asyncio.to_thread(self._models.take, round_.number, self._arena.buffer)
+        return anew
+
+    async def _settle(self, round_: Round) -> None:
+        await self._exchange.settle(round_, self._models.published(self._arena.buffer))
+
+    async def _fetch(self, round_: Round, mine: Contribution | None) -> None:
+        """Have the merged parameters of a round in the spare."""
+        if self._models.blob != round_.merged:
+            await self._bring(self._models.needed(round_.number))
             await self._fetch_merged(round_, mine)
         header = self._arena.layout.header
-        if self._spare.buffer[: len(header)] != header:
+        if self._models.spare[: len(header)] != header:
             raise ModelMismatch(f"{round_.leader} published parameters of another model in round {round_.number}")
-        with self.laps.lap(Phase.LOAD):
-            await asyncio.to_thread(_copy, self._spare.buffer, self._arena.buffer)
+
+    async def _bring(self, numbers: range) -> None:
+        """Keep the results of these rounds, one after the other, as far as they can be had."""
+        for number in numbers:
+            earlier = (await self._sn.round(self._spec.name, number)).round
+            try:
+                await self._fetch(earlier, mine=None)
+                self._models.keep(number)
+            except NOT_NOW as exc:
+                log.warning("%s round %d: the merged parameters cannot be had: %s", self._spec.name, number, exc)
 
     async def _fetch_merged(self, round_: Round, mine: Contribution | None) -> None:
         """Fill the spare: from the leader, from another participant, or by merging anew."""
         others = [c.node for c in round_.check_ins if c.node not in (round_.leader, self._member.name)]
-        self._spare.blob = ""
+        self._models.blob = ""
         try:
             with self.laps.lap(Phase.FETCH):
-                await self._exchange.fetch(round_.merged, [round_.leader, *others], self._spare.buffer)
-            self._spare.blob = round_.merged
+                found = await self._exchange.fetch(round_.merged, [round_.leader, *others], *self._models.rooms)
+                await asyncio.to_thread(self._models.open, round_.number, found)
+            self._models.blob = round_.merged
             return
         except BlobError as exc:
             log.warning("%s round %d: merging anew: %s", round_.contract, round_.number, exc)
@@ -317,16 +364,3 @@ class Participant:
             raise BlobNotFound(
                 f"the parameters that {round_.leader} published are gone, and merging anew gives others ({merged})"
             )
-
-
-class _Spare:
-    """Room for one more model beside the arena, kept from round to round: results are made whole before they count."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.buffer = memoryview(bytearray(size_bytes))
-        self.blob = ""
-        """Hash of what it holds; empty while that is unsure."""
-
-
-def _copy(data: memoryview, target: memoryview) -> None:
-    target[:] = data

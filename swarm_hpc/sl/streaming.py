@@ -16,7 +16,7 @@ from swarm_hpc.errors import BlobCorrupt, NotReachable
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, shards, values
-from swarm_hpc.records import CheckIn, Merge
+from swarm_hpc.records import CheckIn, Merge, Wire
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, holders_of
 from swarm_hpc.sl.merge import check_header, effective_weight, in_order
@@ -29,8 +29,8 @@ _SLOTS: Final = 2
 
 
 def can_stream(merge: Merge) -> bool:
-    """Whether the method can merge the first elements without having seen the last ones."""
-    return merge.method not in MIXTURES
+    """Whether the first elements can be merged without having seen the last ones."""
+    return merge.method not in MIXTURES and merge.wire is Wire.EXACT
 
 
 class Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -16,12 +15,10 @@ from swarm_hpc.sl.contract import join
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.frames import Finished, Synced, SyncRequest
 from swarm_hpc.sl.gathering import NOT_NOW
-from swarm_hpc.sl.laps import Phase
 from swarm_hpc.sl.member import Member
 from swarm_hpc.sl.participant import Contribution, Participant
 from swarm_hpc.sl.round import LOOK_AGAIN_S, why_standing
 from swarm_hpc.sn.client import SnClient
-from swarm_hpc.transport.blobs import hash_bytes
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +97,7 @@ class Training:
             return await self._training_over()
         self._part.arena.check_header()
         self._participant.laps.take()
-        mine = await self._contribute(self._part.arena.buffer, self._used())
+        mine = await self._contribute(self._next, self._part.arena.buffer, self._used())
         outcome = await self._participant.take_part(self._next, mine, max_wait_s=self._part.rules.max_wait_s)
         self.contract = outcome.contract
         if not outcome.merged:
@@ -165,12 +162,10 @@ class Training:
             late=True,
         )
 
-    async def _contribute(self, data: memoryview, resources: Resources) -> Contribution:
-        with self._participant.laps.lap(Phase.HASH):
-            blob = await asyncio.to_thread(hash_bytes, data)
+    async def _contribute(self, number: int, model: memoryview, resources: Resources) -> Contribution:
         check_in = CheckIn(
             node=self._member.name,
-            blob=blob,
+            blob="",
             weight=self.weight,
             num_nodes=self.num_nodes,
             loss=self._last.loss,
@@ -178,7 +173,7 @@ class Training:
             epoch=self._last.epoch or 0,
             resources=resources,
         )
-        return Contribution(check_in=check_in, data=data)
+        return await self._participant.contribution(number, model, check_in)
 
     def _used(self) -> Resources:
         """What the program has used since this was last asked; of GPUs, the time that the job held them."""
@@ -200,7 +195,7 @@ class Training:
             self.contract = (
                 await self._participant.take_part(
                     self.contract.round,
-                    await self._contribute(data, self._run_by),
+                    await self._contribute(self.contract.round, data, self._run_by),
                     max_wait_s=self._part.rules.max_wait_s,
                     standing=True,
                 )

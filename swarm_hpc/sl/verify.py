@@ -12,6 +12,7 @@ from swarm_hpc.errors import BlobCorrupt, BlobNotFound, MergeError, ModelMismatc
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, model_hash, parse
 from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState
 from swarm_hpc.sl.merge import check_blob, merge_blobs
+from swarm_hpc.sl.models import Models
 from swarm_hpc.transport.blobs import hash_bytes
 
 ReadBlob = Callable[[str], ReadableBuffer]
@@ -69,6 +70,7 @@ class _Replay:
         self._spec = spec
         self._read_blob = read_blob
         self._layout = layout
+        self._models = Models(layout, spec.merge) if layout is not None else None
 
     def look_at_layout(self) -> None:
         """Its own file, if it was kept, is whole."""
@@ -86,10 +88,10 @@ class _Replay:
         if round_.state is not RoundState.PUBLISHED:
             return
         if not missing and len(self.mismatches) == before:
-            self._merge(round_, blobs)
+            missing = self._merge(round_, blobs)
         try:
-            _read(round_.merged, self._read_blob)
-        except BlobCorrupt as exc:
+            self._take(round_, _read(round_.merged, self._read_blob))
+        except (BlobCorrupt, ModelMismatch) as exc:
             self._wrong(round_.number, round_.leader, f"the merged parameters: {exc}")
         except BlobNotFound as exc:
             missing = missing or f"the merged parameters: {exc}"
@@ -113,22 +115,38 @@ class _Replay:
 
     def _read_check_in(self, check_in: CheckIn) -> ReadableBuffer:
         data = _read(check_in.blob, self._read_blob)
-        if self._layout is None:
+        if self._layout is None or self._models is None:
             raise ModelMismatch(f"{check_in.node}: blob {check_in.blob} is not of the contract's model")
-        check_blob(self._layout, data, check_in.node)
+        if not self._models.forms.is_difference(data, self._models.forms.check_in):
+            check_blob(self._layout, data, check_in.node)
         return data
 
-    def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> None:
-        assert self._layout is not None  # without a layout there is a mismatch, or nothing to read
-        out = memoryview(bytearray(self._layout.size_bytes))
+    def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> str:
+        """What is missing to merge them."""
+        # without a layout there is a mismatch, or nothing to read
+        assert self._layout is not None and self._models is not None
         try:
-            merged = merge_blobs(self._layout, self._spec.merge, round_.check_ins, blobs, out)
+            models = self._models.whole(round_.number, blobs, bytearray)
+            merged = merge_blobs(self._layout, self._spec.merge, round_.check_ins, models, self._models.spare)
+        except BlobNotFound as exc:
+            return str(exc)
         except MergeError as exc:
             self._wrong(round_.number, "", str(exc))
-            return
+            return ""
+        merged = self._models.round_off(round_.number, blobs, merged)
         if merged != round_.merged:
             reason = f"published {round_.merged}, but the check-ins merge to {merged}"
             self._wrong(round_.number, round_.leader, reason)
+        return ""
+
+    def _take(self, round_: Round, result: ReadableBuffer) -> None:
+        """Keep what the next round is seen from. BlobNotFound, ModelMismatch: this is not it."""
+        if self._models is None or self._layout is None or self._models.exact:
+            return
+        if not self._models.forms.is_difference(result, self._models.forms.result):
+            check_blob(self._layout, result, round_.leader)
+        self._models.open(round_.number, memoryview(result))
+        self._models.keep(round_.number)
 
     def _wrong(self, number: int, node: str, reason: str) -> None:
         self.checked.add(number)

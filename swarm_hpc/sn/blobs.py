@@ -21,7 +21,7 @@ from aiohttp import web
 from swarm_hpc.config import TransferConfig
 from swarm_hpc.errors import BlobNotFound, NotAuthorized, NotFound, SwarmError
 from swarm_hpc.kernels.plan import MAX_HEADER_BYTES
-from swarm_hpc.records import LABEL, Event, Kind, MergePlan, NodeName, Round, SiteRecord, TrainingContract
+from swarm_hpc.records import LABEL, Event, Kind, Merge, NodeName, Round, SiteRecord, TrainingContract
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.owners import Owners
@@ -61,8 +61,8 @@ class ContractBlobs:
         """Per training contract the sites that take part in it."""
         self.layouts: dict[str, str] = {}
         """Per training contract the blob with its model layout."""
-        self.sharded: set[str] = set()
-        """Training contracts whose rounds are merged in shards."""
+        self.merges: dict[str, Merge] = {}
+        """Per training contract how it merges."""
         self._members: frozenset[str] = frozenset()
         self._removed: frozenset[str] = frozenset()
         self._taking: set[asyncio.Task[web.StreamResponse]] = set()
@@ -248,7 +248,7 @@ class ContractBlobs:
     async def _rename(self, contract: str, archive: str) -> None:
         self.layouts.pop(contract, None)
         self.sites.pop(contract, None)
-        self.sharded.discard(contract)
+        self.merges.pop(contract, None)
         await self._look_at(archive)
         await asyncio.to_thread(self._owners.rename, contract, archive)
 
@@ -261,10 +261,7 @@ class ContractBlobs:
         name = contract.spec.name
         self.layouts[name] = contract.spec.model
         self.sites[name] = _sites(contract)
-        if contract.spec.merge.plan is MergePlan.SHARDED:
-            self.sharded.add(name)
-        else:
-            self.sharded.discard(name)
+        self.merges[name] = contract.spec.merge
 
     async def _sweep_published(self) -> None:
         while True:
@@ -276,13 +273,14 @@ class ContractBlobs:
 
     async def _sweep(self, contract: str) -> None:
         def ask(ledger: Ledger) -> tuple[int, tuple[Round, ...]]:
-            current = ledger.contract(contract).round
-            oldest = max(1, current - self._transfer.keep_rounds)
-            return oldest, ledger.rounds(contract, oldest, current)
+            found = ledger.contract(contract)
+            oldest = max(1, found.round - self._transfer.keep_rounds)
+            first = min(oldest, found.spec.merge.chain(max(1, found.round - 1)).start)
+            return oldest, ledger.rounds(contract, first, found.round)
 
         oldest, rounds = await self._live.read(ask)
         needed = {self.layouts.get(contract, "")} | {round_.merged for round_ in rounds}
-        needed.update(check_in.blob for round_ in rounds for check_in in round_.check_ins)
+        needed.update(c.blob for round_ in rounds if round_.number >= oldest for c in round_.check_ins)
         # The lock: a blob that is sent again must not be found in the store and then deleted.
         async with self._deleting:
             old = self._owners.blobs(contract, oldest)

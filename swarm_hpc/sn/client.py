@@ -317,9 +317,9 @@ class SnClient(TaskClient):
         )
 
     async def download(
-        self, blob: str, *, into: Path | blobs.Sink | None = None, buffer: memoryview | None = None
-    ) -> bytearray | None:
-        """Fetch a blob into a file, a sink, a buffer of its size, or as a new bytearray; verified. BlobNotFound."""
+        self, blob: str, *, into: Path | blobs.Sink | None = None, buffers: Sequence[memoryview] = ()
+    ) -> memoryview | None:
+        """Fetch a blob into a file, a sink, or memory: new, or the buffer that has its size; verified. BlobNotFound."""
         return await blobs.download(
             self._identity,
             self.address,
@@ -327,7 +327,7 @@ class SnClient(TaskClient):
             expect=self._expect,
             connection=self._connection,
             into=into,
-            buffer=buffer,
+            buffers=buffers,
         )
 
     async def _get(self, path: str, query: Mapping[str, str | int | float] | None = None, wait_s: float = 0) -> Any:

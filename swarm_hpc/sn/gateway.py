@@ -26,7 +26,7 @@ from swarm_hpc.errors import (
     TimedOut,
 )
 from swarm_hpc.identity.certs import Identity
-from swarm_hpc.records import ContractState, Event, Kind, NodeName, Round, RoundState, SiteRecord
+from swarm_hpc.records import ContractState, Event, Kind, Merge, MergePlan, NodeName, Round, RoundState, SiteRecord
 from swarm_hpc.sn.blobs import ContractBlobs
 from swarm_hpc.sn.holders import Holders, Holding
 from swarm_hpc.sn.ledger import Ledger
@@ -254,6 +254,7 @@ class Gateway:
             for contract in ledger.contracts():
                 training = contract.state is ContractState.TRAINING
                 first = contract.round - (depth if training else 1)
+                first = min(first, contract.spec.merge.chain(max(1, contract.round - 1)).start)
                 found.append((training, ledger.rounds(contract.spec.name, first, contract.round)))
             return found
 
@@ -282,7 +283,12 @@ class Gateway:
             elif event.name == "Published":
                 self._fetch_ahead(event.contract, [str(event.facts["merged"])])
                 if self._blobs.keep_rounds:
-                    self._holders.forget(event.contract, int(event.facts["round"]) + 1 - self._blobs.keep_rounds)
+                    self._holders.forget(event.contract, self._oldest(event.contract, int(event.facts["round"])))
+
+    def _oldest(self, contract: str, published: int) -> int:
+        """The oldest round that is still of interest once that one is published."""
+        merge = self._blobs.merges.get(contract, Merge())
+        return min(published + 1 - self._blobs.keep_rounds, merge.chain(published).start)
 
     async def _gather(self, contract: str, number: int) -> None:
         """A node of ours leads: fetch what it is about to merge. The events also name check-ins that were replaced."""
@@ -292,7 +298,8 @@ class Gateway:
             log.info("round %d of %s is not fetched ahead: %s", number, contract, exc)
 
     def _fetch_ahead(self, contract: str, blobs: Iterable[str]) -> None:
-        if not self._take_part(contract) or contract in self._blobs.sharded:
+        merge = self._blobs.merges.get(contract, Merge())
+        if not self._take_part(contract) or merge.plan is MergePlan.SHARDED:
             return  # of a round that is merged in shards, whole models are asked for only where something went wrong
         for blob in blobs:
             for holding in self._holders.of(blob):

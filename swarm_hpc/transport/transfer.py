@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final, Protocol
@@ -36,24 +36,26 @@ async def download(
     expect: Expect,
     connection: ConnectionConfig,
     into: Path | BlobStore | Sink | None = None,
-    buffer: memoryview | None = None,
+    buffers: Sequence[memoryview] = (),
     max_bytes: int | None = None,
-) -> bytearray | None:
-    """Fetch a blob: into a file or store (verified, or not at all), a sink, `buffer` of its size, or as the result.
+) -> memoryview | None:
+    """Fetch a blob: into a file or store (verified, or not at all), a sink, or memory, which is returned.
+
+    That is the one of `buffers` that has the blob's size, or where there are none, new memory.
 
     Goes on where it stopped after a cut, as long as bytes arrive within connect_timeout_s of each other and the whole
     takes at most transfer_timeout_s. Raises BlobNotFound, BlobCorrupt, DiskFull, NotReachable, TimedOut, IdentityError.
-    When it is cancelled or fails, `buffer` holds anything. `max_bytes` limits what a peer may make us allocate.
+    When it is cancelled or fails, the buffers hold anything. `max_bytes` limits what a peer may make us allocate.
     """
     blob_name(blob)
     sink: Sink
     if into is None:
-        sink = _Memory(blob, buffer, max_bytes)
+        sink = _Memory(blob, buffers, max_bytes)
     else:
         sink = _File(blob, into) if isinstance(into, Path | BlobStore) else into
     line = Line(identity, address, expect)
     await in_thread(line, _Download(line, connection, blob, sink).run)
-    return sink.data if isinstance(sink, _Memory) and buffer is None else None
+    return sink.view if isinstance(sink, _Memory) else None
 
 
 async def upload(
@@ -293,24 +295,22 @@ class HashingSink:
 
 
 class _Memory(HashingSink):
-    def __init__(self, blob: str, buffer: memoryview | None, max_bytes: int | None) -> None:
+    def __init__(self, blob: str, buffers: Sequence[memoryview], max_bytes: int | None) -> None:
         super().__init__(blob)
-        self.data = bytearray()
+        self.view = memoryview(b"")
         self._max_bytes = max_bytes
-        self._view = buffer.cast("B") if buffer is not None else None
+        self._by_size = {view.nbytes: view.cast("B") for view in buffers}
 
     def begin(self, size_bytes: int) -> None:
-        if self._view is not None and len(self._view) != size_bytes:
-            raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, {len(self._view)} were expected")
+        if self._by_size and size_bytes not in self._by_size:
+            expected = " or ".join(map(str, self._by_size))
+            raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, {expected} were expected")
         if self._max_bytes is not None and size_bytes > self._max_bytes:
             raise BlobCorrupt(f"blob {self.blob} has {size_bytes} bytes, at most {self._max_bytes} were expected")
-        if self._view is None:
-            self.data = bytearray(size_bytes)
-            self._view = memoryview(self.data)
+        self.view = self._by_size[size_bytes] if self._by_size else memoryview(bytearray(size_bytes))
 
     def room(self) -> memoryview:
-        assert self._view is not None
-        self.latest = self._view[self.have : self.have + BLOCK_BYTES]
+        self.latest = self.view[self.have : self.have + BLOCK_BYTES]
         return self.latest
 
 

@@ -19,9 +19,10 @@ from swarm_hpc.config import (
 )
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.kernels.plan import TensorSpec
-from swarm_hpc.records import Kind, NodeName, Platform
+from swarm_hpc.records import Kind, NodeName, Platform, RoundState
 from swarm_hpc.sl.channel import MlChannel, OpenRequest
 from swarm_hpc.sl.node import live
+from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.sn import node as sn_node
 from swarm_hpc.sn.client import SnClient
 
@@ -75,6 +76,32 @@ class Swarm:
         config = self.config(site)
         async with SnClient(certs.load(config.identity), self.sn, connection=config.connection) as client:
             yield client
+
+    async def open_all(self, tensors) -> "list[Program]":
+        """A program beside the node of each site, with random parameters of its own."""
+        programs = [self.program(site) for site in SITES]
+        for number, program in enumerate(programs):
+            await program.open(tensors=tensors)
+            program.weight[:] = np.random.default_rng(number).standard_normal(program.weight.size, np.float32)
+        return programs
+
+    async def sync_all(self, programs: "list[Program]", number: int, num_peers: int) -> None:
+        """A round of them all: each ends with the same parameters, and is part of it."""
+        answers = await asyncio.gather(*(program.sync() for program in programs))
+        assert [(answer.round, answer.num_peers, answer.late) for answer in answers] == [
+            (number, num_peers, False) for _ in programs
+        ]
+        assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
+
+    async def verify(self, num_rounds: int, contract: str = "digits") -> None:
+        """All rounds are what their check-ins merge to; with transfer=gateway."""
+        async with self.client() as client:
+            spec = (await client.contract(contract)).spec
+            rounds = [round_ for round_ in await client.rounds(contract) if round_.state is RoundState.PUBLISHED]
+            names = {c.blob for r in rounds for c in r.check_ins} | {r.merged for r in rounds} | {spec.model}
+            blobs = {name: await client.download(name) for name in names}
+        report = verify_rounds(spec, rounds, blobs.__getitem__)
+        assert (report.rounds_checked, report.mismatches, report.skipped) == (num_rounds, (), ())
 
 
 class Program:

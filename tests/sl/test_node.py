@@ -20,10 +20,9 @@ from swarm_hpc.errors import (
     TimedOut,
 )
 from swarm_hpc.kernels.plan import TensorSpec
-from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform, RoundState
+from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform
 from swarm_hpc.sl.node import live, run
 from swarm_hpc.sl.participant import Participant
-from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.sn.ledger import Ledger
 
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
@@ -231,13 +230,7 @@ async def test_the_ledgers_rounds_can_be_replayed(swarm):
         await beta.open(3.0)
         for _ in range(2):
             await asyncio.gather(alpha.sync(add=1.5), beta.sync())
-    async with swarm.client() as sn:
-        contract = await sn.contract("digits")
-        rounds = [round_ for round_ in await sn.rounds("digits") if round_.state is RoundState.PUBLISHED]
-        names = {c.blob for r in rounds for c in r.check_ins} | {r.merged for r in rounds} | {contract.spec.model}
-        blobs = {name: await sn.download(name) for name in names}
-    report = verify_rounds(contract.spec, rounds, blobs.__getitem__)
-    assert (report.rounds_checked, report.mismatches, report.skipped) == (2, (), ())
+    await swarm.verify(2)
 
 
 @gateway_only

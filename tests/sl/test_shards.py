@@ -3,7 +3,6 @@
 import asyncio
 import logging
 
-import numpy as np
 import pytest
 
 from swarm_hpc.config import MergeConfig, TransferMode
@@ -12,7 +11,6 @@ from swarm_hpc.kernels.plain import BLOCK
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import FinishMode, MergeMethod, MergePlan
 from swarm_hpc.sl import shards
-from swarm_hpc.sl.verify import verify_rounds
 
 SITES = ("alpha", "beta", "gamma")
 TENSORS = (TensorSpec("weight", "F32", (2 * BLOCK + 5,)), TensorSpec("steps", "I64", ()))
@@ -48,47 +46,17 @@ def watched(monkeypatch):
     return found
 
 
-async def open_all(swarm, tensors=TENSORS, sites=SITES):
-    programs = [swarm.program(site) for site in sites]
-    for number, program in enumerate(programs):
-        await program.open(tensors=tensors)
-        program.weight[:] = np.random.default_rng(number).standard_normal(program.weight.size, np.float32)
-    return programs
-
-
-async def sync_all(programs, number, num_peers):
-    """A round of them all: each ends with the same parameters, and is part of it."""
-    answers = await asyncio.gather(*(program.sync() for program in programs))
-    assert [(answer.round, answer.num_peers, answer.late) for answer in answers] == [
-        (number, num_peers, False) for _ in programs
-    ]
-    assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
-
-
-async def verified(swarm, num_rounds):
-    """All rounds are what their check-ins merge to."""
-    async with swarm.client() as client:
-        contract = await client.contract("digits")
-        rounds = await client.rounds("digits")
-        blobs = {}
-        for blob in {contract.spec.model, *(r.merged for r in rounds), *(c.blob for r in rounds for c in r.check_ins)}:
-            if blob:
-                blobs[blob] = await client.download(blob)
-        report = verify_rounds(contract.spec, rounds, blobs.__getitem__)
-        assert (report.rounds_checked, report.mismatches, report.skipped) == (num_rounds, (), ())
-
-
 @pytest.mark.parametrize("method", [MergeMethod.MEAN, MergeMethod.GEOMEDIAN])
 async def test_the_result_is_that_of_a_leader(sharded, watched, method, transfer):
     swarm = sharded(method)
     async with swarm.node("alpha", min_peers=3), swarm.node("beta", min_peers=3), swarm.node("gamma", min_peers=3):
-        programs = await open_all(swarm)
+        programs = await swarm.open_all(TENSORS)
         for number in (1, 2):
-            await sync_all(programs, number, 3)
+            await swarm.sync_all(programs, number, 3)
         assert sorted(watched) == sorted((f"{site}/sl/sl", number) for site in SITES for number in (1, 2))
         await asyncio.gather(*(program.finish(FinishMode.INACTIVE) for program in programs))
         if transfer is TransferMode.GATEWAY:
-            await verified(swarm, 2)
+            await swarm.verify(2)
 
 
 def work_of(monkeypatch, site, step):
@@ -128,14 +96,14 @@ async def test_where_a_shard_does_not_come_the_leader_merges_alone(
     rules = {"min_peers": 3, "leader_timeout_s": leader_timeout_s}
     work_of(monkeypatch, "beta", step)
     async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
-        programs = await open_all(swarm)
-        await sync_all(programs, 1, 3)
+        programs = await swarm.open_all(TENSORS)
+        await swarm.sync_all(programs, 1, 3)
         assert watched == []
         if method is MergeMethod.MEAN:
             assert said in caplog.text
-        await sync_all(programs, 2, 3)
+        await swarm.sync_all(programs, 2, 3)
         assert len(watched) == 3
-        await verified(swarm, 2)
+        await swarm.verify(2)
 
 
 @pytest.mark.slow
@@ -157,7 +125,7 @@ async def test_a_round_goes_on_without_a_node_that_was_lost_while_it_was_merged(
         return found if stops == "before it publishes" else await run(self, *args)
 
     async with swarm.node("alpha", **rules) as a, swarm.node("beta", **rules) as b, swarm.node("gamma", **rules) as c:
-        programs = await open_all(swarm)
+        programs = await swarm.open_all(TENSORS)
         monkeypatch.setattr(shards._Work, "run", stop_leader)
         syncs = dict(zip(SITES, [asyncio.create_task(program.sync()) for program in programs], strict=True))
         site = await lost.get()
@@ -170,7 +138,7 @@ async def test_a_round_goes_on_without_a_node_that_was_lost_while_it_was_merged(
         counts = {3} if transfer is TransferMode.GATEWAY or stops == "before it publishes" else {2, 3}
         assert {answer.num_peers for answer in answers} <= counts
         await asyncio.wait({syncs[site]})
-        await sync_all([program for one, program in zip(SITES, programs, strict=True) if one != site], 2, 2)
+        await swarm.sync_all([program for one, program in zip(SITES, programs, strict=True) if one != site], 2, 2)
 
 
 @pytest.mark.slow
@@ -178,8 +146,8 @@ async def test_a_late_node_gets_the_whole_result(sharded, watched):
     swarm = sharded()
     rules = {"quorum_wait_s": 0}
     async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
-        alpha, beta, gamma = await open_all(swarm)
-        await sync_all([alpha, beta], 1, 2)
+        alpha, beta, gamma = await swarm.open_all(TENSORS)
+        await swarm.sync_all([alpha, beta], 1, 2)
         late = await gamma.sync()
         assert (late.round, late.late, late.num_peers) == (1, True, 2)
         assert bytes(gamma.session.arena.buffer) == bytes(alpha.session.arena.buffer)

@@ -109,7 +109,7 @@ async def test_a_download_ends_where_it_is_wanted(ends, store, tmp_path):
     await ends.serve(app_with(store))
     assert await ends.download() == DATA
     buffer = bytearray(len(DATA))
-    assert await ends.download(buffer=memoryview(buffer)) is None and buffer == DATA
+    assert await ends.download(buffers=[memoryview(bytearray(7)), memoryview(buffer)]) == buffer == DATA
     assert await ends.download(into=tmp_path / "model") is None and (tmp_path / "model").read_bytes() == DATA
     ours = BlobStore(tmp_path / "ours")
     await ends.download(into=ours)
@@ -229,8 +229,8 @@ async def test_a_server_that_sends_other_bytes_is_found_out(ends, store, tmp_pat
 async def test_a_buffer_of_another_size_is_refused(ends, store):
     store.put(DATA)
     await ends.serve(app_with(store))
-    with pytest.raises(BlobCorrupt, match="10 were expected"):
-        await ends.download(buffer=memoryview(bytearray(10)))
+    with pytest.raises(BlobCorrupt, match="10 or 9 were expected"):
+        await ends.download(buffers=[memoryview(bytearray(10)), memoryview(bytearray(9))])
     with pytest.raises(BlobCorrupt, match="at most 10"):
         await ends.download(max_bytes=10)
 
@@ -299,7 +299,7 @@ async def test_a_cancelled_download_leaves_no_thread_and_touches_the_buffer_no_m
 
     await ends.serve(app_with(store, stall))
     buffer = bytearray(len(DATA))
-    task = asyncio.ensure_future(ends.download(buffer=memoryview(buffer)))
+    task = asyncio.ensure_future(ends.download(buffers=[memoryview(buffer)]))
     await stalled.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

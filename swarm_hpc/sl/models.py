@@ -1,0 +1,187 @@
+"""The results of rounds in a node's memory, and in which form they and its own parameters travel (`merge.wire`).
+
+Exact: as they are. Else a check-in is the difference from the result of the round before, where the node has that, and
+so is the result of a round with such a check-in, unless the contract says whole. Nothing but the round's number, which
+the ledger has, says from what a difference is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+
+from swarm_hpc.errors import BlobNotFound
+from swarm_hpc.kernels.deltas import Deltas
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer
+from swarm_hpc.records import Merge, Wire
+from swarm_hpc.transport.blobs import hash_bytes
+
+_RESULT_WIRE: Final = Wire.BF16
+"""Of a result, whatever the check-ins' is. Who merges changes from round to round, and nobody else knows what its
+rounding leaves out: so it keeps 8 bits of each difference, however small beside others, and loses none for good."""
+
+
+class Forms:
+    """What blobs of a contract may look like. Pure."""
+
+    def __init__(self, layout: Layout, merge: Merge) -> None:
+        exact = merge.wire is Wire.EXACT
+        self.layout = layout
+        self.merge = merge
+        self.check_in = None if exact else Deltas(layout, merge.wire)
+        self.result = None if exact else Deltas(layout, _RESULT_WIRE)
+
+    @property
+    def sizes_bytes(self) -> tuple[int, ...]:
+        """Of check-ins' blobs."""
+        compact = (self.check_in.layout.size_bytes,) if self.check_in is not None else ()
+        return tuple(dict.fromkeys((*compact, self.layout.size_bytes)))
+
+    def is_difference(self, blob: ReadableBuffer, form: Deltas | None) -> bool:
+        """Whether the blob is a difference in that form; else it is whole, or not of this contract."""
+        if form is None or memoryview(blob).nbytes != form.layout.size_bytes:
+            return False
+        header = form.layout.header
+        return memoryview(blob).cast("B")[: len(header)] == header
+
+    def result_form(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> Deltas | None:
+        """That of a round's result, by its check-ins' blobs; None: whole.
+
+        Whole as well where every check-in is: then it may be that nobody has the result of the round before any more.
+        """
+        if len(self.merge.chain(number)) == 1:
+            return None
+        seen = any(self.is_difference(blob, self.check_in) for blob in check_ins.values())
+        return self.result if seen else None
+
+
+class Models:
+    """The latest result, what it is seen from, and the memory for both, kept from round to round. Blocks."""
+
+    def __init__(self, layout: Layout, merge: Merge) -> None:
+        self.forms = Forms(layout, merge)
+        self.spare = memoryview(bytearray(layout.size_bytes))
+        """Room for one more model beside the arena: results are made whole before they count."""
+        self.blob = ""
+        """Hash of the published form of what is in `spare`; empty while that is unsure."""
+        self._size_bytes = layout.size_bytes
+        self._base, self._base_round = memoryview(b""), 0
+        self._difference = memoryview(b"")
+        """Room for a result in compact form."""
+        self._compact = False
+        """Whether it has that of `spare`, or of the base."""
+        self._sent = memoryview(b"")
+        self._left = np.zeros(0, np.float32)
+        if self.forms.check_in is not None and self.forms.result is not None:
+            self._base = memoryview(bytearray(layout.size_bytes))
+            self._difference = memoryview(bytearray(self.forms.result.layout.size_bytes))
+            self._sent = memoryview(bytearray(self.forms.check_in.layout.size_bytes))
+            self._left = np.zeros(self.forms.check_in.num_differences, np.float32)
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything travels as it is."""
+        return self.forms.check_in is None
+
+    def has(self, number: int) -> bool:
+        """Whether the result of that round is kept, as what others are seen from."""
+        return number > 0 and self._base_round == number
+
+    def needed(self, number: int) -> range:
+        """The rounds before `number` whose results lead to its own: each may be seen from the one before."""
+        chain = self.forms.merge.chain(number)
+        return range(max(chain.start, min(self._base_round, number - 1) + 1), number)
+
+    def needs_base(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> bool:
+        """Whether merging these takes the result of the round before, and that is not here."""
+        seen = any(self.forms.is_difference(blob, self.forms.check_in) for blob in check_ins.values())
+        return seen and not self.has(number - 1)
+
+    # --- the node's own parameters ---
+
+    def outgoing(self, number: int, model: memoryview) -> memoryview:
+        """What the node checks in with; to be left alone until the round is over."""
+        if self.forms.check_in is None or not self.has(number - 1):
+            return model
+        self.forms.check_in.encode(model, self._base, self._sent, left=self._left)
+        return self._sent
+
+    def arrived(self, number: int, model: memoryview, sent: memoryview) -> None:
+        """`outgoing` made `sent` of the model, and it was merged: note what it left out."""
+        if self.forms.check_in is None:
+            return
+        if not self.forms.is_difference(sent, self.forms.check_in):
+            self._left[:] = 0
+        elif self.has(number - 1):
+            self.forms.check_in.leave(model, self._base, sent, self._left)
+
+    # --- merging ---
+
+    def whole(
+        self, number: int, check_ins: Mapping[str, ReadableBuffer], room: Callable[[int], bytearray]
+    ) -> dict[str, ReadableBuffer]:
+        """The models that the check-ins' blobs stand for. `room`: memory for a model. BlobNotFound if `needs_base`."""
+        if self.needs_base(number, check_ins):
+            raise BlobNotFound(f"the result of round {number - 1}, from which peers' parameters differ, cannot be had")
+        models = dict(check_ins)
+        if self.forms.check_in is not None:
+            for name, blob in check_ins.items():
+                if self.forms.is_difference(blob, self.forms.check_in):
+                    models[name] = room(self._size_bytes)
+                    self.forms.check_in.decode(blob, self._base, memoryview(models[name]))
+        return models
+
+    def round_off(self, number: int, check_ins: Mapping[str, ReadableBuffer], merged: str) -> str:
+        """`spare` has the merge of these, with that hash: make it what everybody gets of it; the published hash."""
+        form = self.forms.result_form(number, check_ins)
+        self._compact = form is not None
+        if form is None:
+            return merged
+        form.encode(self.spare, self._base, self._difference)
+        form.decode(self._difference, self._base, self.spare)
+        return hash_bytes(self._difference)
+
+    # --- results ---
+
+    @property
+    def rooms(self) -> tuple[memoryview, ...]:
+        """Where the published form of a result may go; then `open` is to be called."""
+        if len(self._difference) == len(self.spare):
+            return (self._difference,)
+        return (self.spare,) if self.exact else (self._difference, self.spare)
+
+    def open(self, number: int, result: memoryview) -> None:
+        """A room holds the published form of that round's result: have what it stands for in `spare`.
+
+        BlobNotFound: it is seen from the result of the round before, and that is not here.
+        """
+        self._compact = self.forms.is_difference(result, self.forms.result)
+        if self._compact and self.forms.result is not None:
+            if not self.has(number - 1):
+                raise BlobNotFound(f"round {number} differs from the result of the one before, which cannot be had")
+            self.forms.result.decode(result, self._base, self.spare)
+        elif len(result) == len(self.spare):
+            if result.obj is not self.spare.obj:
+                self.spare[:] = result
+        else:  # what is no difference has no header, either
+            self.spare[: len(self.forms.layout.header)] = bytes(len(self.forms.layout.header))
+
+    def keep(self, number: int) -> None:
+        """`spare` has the result of that round: keep it as what the next one is seen from."""
+        if not self.exact:
+            self._base, self.spare, self._base_round = self.spare, self._base, number
+            self.blob = ""
+
+    def take(self, number: int, target: memoryview) -> None:
+        """Copy the result of that round, from `spare` unless it is kept already, to `target`, and keep it."""
+        if self.has(number):
+            target[:] = self._base
+        else:
+            target[:] = self.spare
+            self.keep(number)
+
+    def published(self, model: memoryview) -> memoryview:
+        """The published form of the result that was taken last, which `model` still holds."""
+        return self._difference if self._compact else model

@@ -1,0 +1,218 @@
+"""Rounds whose parameters travel as rounded differences from the round before."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from swarm_hpc.config import MergeConfig, TransferMode
+from swarm_hpc.errors import BlobNotFound
+from swarm_hpc.kernels.plan import TensorSpec, place
+from swarm_hpc.records import FinishMode, MergeMethod, Wire
+from swarm_hpc.sl.exchange import DirectExchange
+from swarm_hpc.sl.models import Forms
+from swarm_hpc.sl.participant import Participant
+from swarm_hpc.transport.blobs import BlobStore
+
+SITES = ("alpha", "beta", "gamma")
+TENSORS = (TensorSpec("weight", "F32", (5000,)), TensorSpec("half", "BF16", (9,)), TensorSpec("steps", "I64", ()))
+NUM_WHOLE = place(TENSORS).size_bytes
+
+direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirect=True)
+gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
+
+
+@pytest.fixture
+def rounded(swarm):
+    """The swarm, whose nodes ask for differences."""
+
+    def ask(wire=Wire.INT8, method=MergeMethod.MEAN, **fields):
+        def tweak(config):
+            config.merge = MergeConfig(method=method, wire=wire, **fields)
+            return config
+
+        swarm.tweak = tweak
+        return swarm
+
+    return ask
+
+
+async def sizes(swarm, number):
+    """Bytes of the round's check-ins and of its result, as the SN has them."""
+    async with swarm.client() as client:
+        [round_] = await client.rounds("digits", number, number)
+        check_ins = {len(await client.download(check_in.blob)) for check_in in round_.check_ins}
+        return check_ins, len(await client.download(round_.merged))
+
+
+def train(programs, number):
+    """Each goes its own way, by steps that get smaller."""
+    for site, program in enumerate(programs):
+        step = np.random.default_rng([number, site]).standard_normal(program.weight.size, np.float32)
+        program.weight[:] += step / np.float32(10 * number)
+        program.session.arena.array("steps")[...] += 1
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
+@pytest.mark.parametrize("method", [MergeMethod.MEAN, pytest.param(MergeMethod.GEOMEDIAN, marks=pytest.mark.slow)])
+async def test_all_end_with_nearly_what_exact_parameters_merge_to(rounded, wire, method, transfer):
+    swarm = rounded(wire, method)
+    rules = {"min_peers": 3}
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
+        programs = await swarm.open_all(TENSORS)
+        for number in (1, 2, 3):
+            train(programs, number)
+            exact = np.mean([program.weight for program in programs], axis=0)
+            await swarm.sync_all(programs, number, 3)
+            if method is MergeMethod.MEAN:
+                rounding = (0.01 if wire is Wire.BF16 else 0.05) * 2.0 / (10 * number)
+                assert np.abs(programs[0].weight - exact).max() < (1e-6 if number == 1 else rounding)
+            assert programs[0].session.arena.array("steps") == number
+        await asyncio.gather(*(program.finish(FinishMode.INACTIVE) for program in programs))
+        if transfer is TransferMode.GATEWAY:
+            forms = Forms(place(TENSORS), MergeConfig(wire=wire))
+            assert await sizes(swarm, 1) == ({NUM_WHOLE}, NUM_WHOLE)
+            assert await sizes(swarm, 2) == ({forms.check_in.layout.size_bytes}, forms.result.layout.size_bytes)
+            await swarm.verify(3)
+
+
+async def test_what_is_rounded_off_comes_later(rounded):
+    """Beside a block's large steps, small ones are less than half a unit: without memory they would all be lost."""
+    swarm = rounded(Wire.INT8, whole_every=1000)
+    async with swarm.node("alpha"), swarm.node("beta"):
+        programs = [swarm.program(site) for site in SITES[:2]]
+        for program in programs:
+            await program.open(tensors=TENSORS)
+        await swarm.sync_all(programs, 1, 2)
+        for number in range(2, 22):
+            for program in programs:
+                program.weight[:] += np.float32(0.001)
+                program.weight[::1000] += np.float32(1)
+            await swarm.sync_all(programs, number, 2)
+        weight = programs[0].weight
+        assert weight[1] == pytest.approx(0.02, abs=0.5 / 127 + 0.001)
+        assert weight[1] > 0.01
+        assert weight[0] == pytest.approx(20.02, rel=0.01)
+
+
+@pytest.mark.parametrize("whole_every", [10, 3])
+async def test_a_node_that_comes_later_has_what_the_others_have(rounded, whole_every):
+    swarm = rounded(Wire.BF16, whole_every=whole_every)
+    rules = {"min_peers": 2, "quorum_wait_s": 0}
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules):
+        programs = [swarm.program(site) for site in SITES]
+        for program in programs[:2]:
+            await program.open(1.0, tensors=TENSORS)
+        for number in range(1, 6):
+            train(programs[:2], number)
+            await swarm.sync_all(programs[:2], number, 2)
+        async with swarm.node("gamma", **rules):
+            await programs[2].open(tensors=TENSORS)
+            assert programs[2].session.resume
+            assert bytes(programs[2].session.arena.buffer) == bytes(programs[0].session.arena.buffer)
+            train(programs, 6)
+            answers = await asyncio.gather(*(program.sync() for program in programs))
+            assert {answer.round for answer in answers} == {6}
+            assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
+
+
+@direct_only
+@pytest.mark.slow
+async def test_a_node_that_missed_rounds_goes_on_from_what_it_has(rounded, monkeypatch):
+    swarm = rounded(Wire.INT8)
+    rules = {"min_peers": 2, "quorum_wait_s": 0}
+    fetched = []
+    fetch = DirectExchange.fetch
+
+    async def note(self, blob, holders, *buffers):
+        fetched.append((self.endpoint, blob))
+        return await fetch(self, blob, holders, *buffers)
+
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
+        alpha, beta, gamma = programs = await swarm.open_all(TENSORS)
+        await asyncio.gather(*(program.sync() for program in programs))
+        for number in (2, 3, 4):
+            train([alpha, beta], number)
+            await asyncio.gather(alpha.sync(), beta.sync())
+        monkeypatch.setattr(DirectExchange, "fetch", note)
+        answer = await gamma.sync()
+        assert answer.late and answer.num_peers == 2
+        assert bytes(gamma.session.arena.buffer) == bytes(alpha.session.arena.buffer)
+        async with swarm.client() as client:
+            merged = [round_.merged for round_ in await client.rounds("digits")]
+        assert set(merged[-3:]) <= {blob for _, blob in fetched} | {merged[-1]}
+
+
+@direct_only
+async def test_where_the_round_before_is_nowhere_everything_is_whole_again(rounded, caplog):
+    """Results are in the nodes' stores only: both are emptied, with all nodes gone."""
+    swarm = rounded(Wire.INT8, whole_every=1000)
+    for attempt in (1, 2):
+        async with swarm.node("alpha"), swarm.node("beta"):
+            programs = [swarm.program(site) for site in SITES[:2]]
+            for program in programs:
+                await program.open(float(attempt), tensors=TENSORS)
+                assert not program.session.resume
+            for number in (2 * attempt - 1, 2 * attempt):
+                train(programs, number)
+                answers = await asyncio.gather(*(program.sync() for program in programs))
+                assert [(a.round, a.num_peers, a.late) for a in answers] == [(number, 2, False)] * 2
+            assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
+            for program in programs:
+                program.close()
+        for site in SITES[:2]:
+            store = BlobStore(swarm.folder / site / "blobs")
+            for blob in store.blobs():
+                store.delete(blob)
+
+
+@direct_only
+async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
+    swarm = rounded(Wire.INT8, whole_every=4)
+    tweak = swarm.tweak
+    swarm.tweak = lambda config: replace(tweak(config), transfer=replace(config.transfer, keep_rounds=1))
+    async with swarm.node("alpha"), swarm.node("beta"):
+        programs = [swarm.program(site) for site in SITES[:2]]
+        for program in programs:
+            await program.open(tensors=TENSORS)
+        for number in range(1, 10):
+            train(programs, number)
+            await swarm.sync_all(programs, number, 2)
+            async with swarm.client() as client:
+                rounds = await client.rounds("digits", 1, number)
+            kept = set(BlobStore(swarm.folder / "alpha" / "blobs").blobs())
+            merged = {round_.merged for round_ in rounds}
+            # after a whole one, the older ones go with the round that they were last needed for
+            wanted = {round_.merged for round_ in rounds if round_.number > (number - 1) // 4 * 4}
+            assert wanted <= kept
+            if number == 8:
+                assert kept & merged == wanted
+                assert len(kept - merged) == 1
+
+
+@gateway_only
+async def test_a_peer_that_cannot_have_the_round_before_checks_in_whole(rounded, monkeypatch):
+    swarm = rounded(Wire.INT8)
+    rules = {"min_peers": 3}
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
+        programs = await swarm.open_all(TENSORS)
+        lost = []
+        load = Participant._load
+
+        async def lose(self, round_, mine):
+            if round_.number == 1 and self._member.name == "gamma/sl/sl":
+                lost.append(round_.number)
+                raise BlobNotFound("as if nobody had it")
+            return await load(self, round_, mine)
+
+        monkeypatch.setattr(Participant, "_load", lose)
+        answers = await asyncio.gather(*(program.sync() for program in programs))
+        assert sorted(answer.num_peers for answer in answers) == [0, 3, 3] and lost
+        for number in (2, 3):
+            train(programs, number)
+            await swarm.sync_all(programs, number, 3)
+        await swarm.verify(3)
+        check_ins, result = await sizes(swarm, 2)
+        assert len(check_ins) == 2 and NUM_WHOLE in check_ins and result < NUM_WHOLE
+        assert len((await sizes(swarm, 3))[0]) == 1
