@@ -24,15 +24,17 @@ def test_the_benchmark_of_merges_prints_a_row_per_method_and_backend():
 
 @pytest.mark.slow
 @pytest.mark.netns
-def test_the_benchmark_of_plans_prints_a_row_per_plan_with_the_traffic_of_a_node():
+def test_the_benchmark_of_links_prints_a_row_per_way_with_the_traffic_of_a_node():
     words = ["--nodes", "4", "--millions", "1", "--methods", "mean", "--rounds", "1", "--json", "--no-save"]
-    command = [sys.executable, BENCHMARKS / "bench_sharded.py", *words]
+    command = [sys.executable, BENCHMARKS / "bench_links.py", *words, "--ways", "leader,sharded,int8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    leader, sharded = json.loads(done.stdout)["rows"]
-    assert (leader["plan"], sharded["plan"]) == ("leader", "sharded")
+    leader, sharded, rounded = json.loads(done.stdout)["rows"]
+    assert (leader["way"], sharded["way"], rounded["way"]) == ("leader", "sharded", "int8")
     # a leader gets three models; a node with a shard gets and sends 2 (4 - 1) / 4, and what else is said
     assert leader["received_models"] > 2.5
     assert leader["sent_models"] > sharded["sent_models"]
     assert 1.4 < sharded["sent_models"] < 2
     assert 1.4 < sharded["received_models"] < 2
-    assert min(leader["round_s"], sharded["round_s"]) > 0
+    # of each of three peers a quarter
+    assert 0.7 < rounded["received_models"] < 1
+    assert min(leader["round_s"], sharded["round_s"], rounded["round_s"]) > 0

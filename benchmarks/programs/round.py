@@ -1,4 +1,4 @@
-"""The training program of bench_round.py and bench_sharded.py: one float32 tensor, a few rounds, what each one cost."""
+"""The training program of bench_round.py and bench_links.py: one float32 tensor, a few rounds, what each one cost."""
 
 import json
 import os

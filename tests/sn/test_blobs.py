@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, ContractBusy, DiskFull, NotAuthorized, NotFound
-from swarm_hpc.records import ContractState, FinishMode, Merge, MergeMethod, Platform
+from swarm_hpc.records import ContractState, FinishMode, Merge, MergeMethod, Platform, Wire
 from swarm_hpc.sn.ledger import Ledger
 from swarm_hpc.sn.owners import Owners
 from swarm_hpc.transport.blobs import hash_bytes
@@ -200,6 +201,21 @@ async def test_blobs_of_the_last_rounds_stay(start_swarm, sn_config, new_spec):
     while await found(one.client, *old):  # deleted in the background; the test's own deadline ends this
         await one.client.status()
     kept = {MODEL, *by_round[2], *by_round[3]}
+    assert await found(two.client, *kept) == kept
+
+
+@pytest.mark.parametrize(("last", "of_results"), [(4, {1, 2, 3, 4}), (5, {4, 5})])
+async def test_results_stay_as_far_back_as_the_newest_whole_one(start_swarm, sn_config, new_spec, last, of_results):
+    """Of rounds whose results may be differences, and one in four is whole; check-ins go as always."""
+    sn_config.transfer.keep_rounds = 2
+    spec = partial(new_spec, merge=Merge(wire=Wire.INT8, whole_every=4))
+    one, two = await joined(await start_swarm(), "alpha/sl/one", "beta/sl/two", spec=spec)
+    by_round = await rounds(one, two, last)
+    results = {of_round.pop() for number, of_round in enumerate(by_round, 1) if number in of_results}
+    old = {blob for of_round in by_round[:-2] for blob in of_round}
+    while await found(one.client, *old):
+        await one.client.status()
+    kept = {MODEL, *results, *by_round[-2], *by_round[-1]}
     assert await found(two.client, *kept) == kept
 
 

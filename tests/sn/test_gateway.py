@@ -27,6 +27,7 @@ from swarm_hpc.records import (
     NodeName,
     Platform,
     Statement,
+    Wire,
 )
 from swarm_hpc.sn.blobs import ContractBlobs
 from swarm_hpc.sn.embedded import EmbeddedProvider
@@ -601,3 +602,26 @@ async def test_fetched_blobs_go_after_keep_rounds(net):
     await until(lambda: not files(one.site) & (by_round[0] | by_round[1]))
     await until(lambda: not files(two.site) & (by_round[0] | by_round[1]))
     assert files(one.site) == {MODEL} | by_round[2] | by_round[3]
+
+
+async def test_a_site_that_joins_late_gets_all_results_since_the_newest_whole_one(bare_net):
+    net = bare_net
+    net.spec = replace(net.spec, merge=Merge(wire=Wire.BF16, whole_every=4))
+    net.transfer.keep_rounds = 1
+    await net.start()
+    try:
+        one, two = await net.joined("alpha/sl/one", "beta/sl/two")
+        results = []
+        for number in (1, 2, 3, 4):
+            for node in (one, two):
+                await node.check_in(number, f"{node.name} {number}".encode())
+            await one.claim(number)
+            results.append(await one.publish(number, f"merged {number}".encode()))
+            await until(partial(two.site.has, results[-1]))
+        (three,) = await net.joined("gamma/sl/three")
+        assert [await three.get(blob) for blob in results] == [f"merged {number}".encode() for number in (1, 2, 3, 4)]
+        await restarted(three.site)
+        (three.site.folder / results[0]).unlink()
+        assert await three.get(results[0]) == b"merged 1"
+    finally:
+        await net.stop()

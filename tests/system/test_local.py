@@ -29,12 +29,15 @@ def change_one_byte(path):
 
 
 @pytest.mark.parametrize(
-    ("merge", "transfer", "plan"),
-    [("mean", "gateway", "leader"), ("geomedian", "direct", "leader"), ("coordmedian", "gateway", "sharded")],
+    ("merge", "transfer", "how", "merged_by"),
+    [
+        ("mean", "gateway", "plan=leader", "mean"),
+        ("geomedian", "direct", "wire=int8", "geomedian wire=int8 whole_every=10"),
+        ("coordmedian", "gateway", "plan=sharded", "coordmedian plan=sharded"),
+    ],
 )
-def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path, merge, transfer, plan):
-    run_dir, summary = run_digits(tmp_path, f"merge={merge}", f"transfer={transfer}", f"merge.plan={plan}")
-    merged_by = merge if plan == "leader" else f"{merge} plan={plan}"
+def test_every_site_gains_from_the_swarm_and_the_ledger_can_be_verified(tmp_path, merge, transfer, how, merged_by):
+    run_dir, summary = run_digits(tmp_path, f"merge={merge}", f"transfer={transfer}", f"merge.{how}")
     assert (summary["experiment"], summary["merge"], summary["metric"]) == ("digits", merged_by, "accuracy")
     assert [site["site"] for site in summary["sites"]] == ["alpha", "beta", "gamma", "delta"]
     assert all(site["alone"] < 0.91 for site in summary["sites"])
