@@ -158,14 +158,17 @@ def _contract(text: object) -> str:
 
 
 async def _receive(content: StreamReader, store: BlobStore, blob: str, size_bytes: int) -> None:
-    writer = await asyncio.to_thread(store.writer, blob, size_bytes)
+    opening = asyncio.create_task(asyncio.to_thread(store.writer, blob, size_bytes))
     try:
+        writer = await asyncio.shield(opening)
         async for block in _blocks(content):
             await asyncio.to_thread(writer.write, block)
         await asyncio.to_thread(writer.commit)
     except BaseException:
-        # In a thread: where this was cancelled, another one may still be writing.
-        await asyncio.to_thread(writer.abort)
+        # In a thread: where this was cancelled, another one may still be writing, or even making the writer's file.
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            await asyncio.to_thread(opening.result().abort)
         raise
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import threading
 
 import pytest
 from blake3 import blake3
 
 from swarm_hpc.errors import NotAuthorized, NotFound
 from swarm_hpc.records import Kind
-from swarm_hpc.transport import server
+from swarm_hpc.transport import routes, server
 from swarm_hpc.transport.blobs import BLOCK_BYTES, BlobStore, add_blob_routes
 from swarm_hpc.transport.client import expect_kind
 from swarm_hpc.transport.line import Line
@@ -162,6 +163,29 @@ async def test_a_client_that_goes_away_in_the_middle_leaves_nothing(sites, net, 
     async with asyncio.timeout(10):
         while files(store):
             await asyncio.sleep(0.01)
+
+
+async def test_a_request_that_is_cancelled_while_its_file_is_made_leaves_nothing(store, monkeypatch):
+    making, cancelled, made = threading.Event(), threading.Event(), threading.Event()
+    make = store.writer
+
+    def slowly(*args):
+        making.set()
+        assert cancelled.wait(10)
+        writer = make(*args)
+        made.set()
+        return writer
+
+    monkeypatch.setattr(store, "writer", slowly)
+    receiving = asyncio.create_task(routes._receive(None, store, BLOB, len(DATA)))
+    assert await asyncio.to_thread(making.wait, 10)
+    receiving.cancel()
+    await asyncio.sleep(0)
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert await asyncio.to_thread(made.wait, 10)
+    assert not files(store)
 
 
 async def test_adopting_takes_the_file_from_the_shared_folder(ask, store, tmp_path):
