@@ -134,14 +134,16 @@ class _Replay:
             self._wrong(round_.number, "", str(exc))
             return ""
         merged = self._models.round_off(round_.number, blobs, merged)
-        if merged != round_.merged:
+        if merged == round_.merged:
+            self._models.keep(round_.number)
+        else:
             reason = f"published {round_.merged}, but the check-ins merge to {merged}"
             self._wrong(round_.number, round_.leader, reason)
         return ""
 
     def _take(self, round_: Round, result: ReadableBuffer) -> None:
         """Keep what the next round is seen from. BlobNotFound, ModelMismatch: this is not it."""
-        if self._models is None or self._layout is None or self._models.exact:
+        if self._models is None or self._layout is None or self._models.exact or self._models.has(round_.number):
             return
         if not self._models.forms.is_difference(result, self._models.forms.result):
             check_blob(self._layout, result, round_.leader)

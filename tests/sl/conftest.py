@@ -93,13 +93,17 @@ class Swarm:
         ]
         assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
 
-    async def verify(self, num_rounds: int, contract: str = "digits") -> None:
-        """All rounds are what their check-ins merge to; with transfer=gateway."""
+    async def history(self):
+        """The contract's settings, its published rounds and their blobs by hash; with transfer=gateway."""
         async with self.client() as client:
-            spec = (await client.contract(contract)).spec
-            rounds = [round_ for round_ in await client.rounds(contract) if round_.state is RoundState.PUBLISHED]
+            spec = (await client.contract("digits")).spec
+            rounds = [round_ for round_ in await client.rounds("digits") if round_.state is RoundState.PUBLISHED]
             names = {c.blob for r in rounds for c in r.check_ins} | {r.merged for r in rounds} | {spec.model}
-            blobs = {name: await client.download(name) for name in names}
+            return spec, rounds, {name: await client.download(name) for name in names}
+
+    async def verify(self, num_rounds: int) -> None:
+        """All rounds are what their check-ins merge to; with transfer=gateway."""
+        spec, rounds, blobs = await self.history()
         report = verify_rounds(spec, rounds, blobs.__getitem__)
         assert (report.rounds_checked, report.mismatches, report.skipped) == (num_rounds, (), ())
 

@@ -13,6 +13,7 @@ from swarm_hpc.records import FinishMode, MergeMethod, Wire
 from swarm_hpc.sl.exchange import DirectExchange
 from swarm_hpc.sl.models import Forms
 from swarm_hpc.sl.participant import Participant
+from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import BlobStore
 
 SITES = ("alpha", "beta", "gamma")
@@ -189,6 +190,42 @@ async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
             if number == 8:
                 assert kept & merged == wanted
                 assert len(kept - merged) == 1
+
+
+@gateway_only
+async def test_a_replay_finds_what_was_changed_and_goes_on_at_the_next_whole_result(rounded):
+    swarm = rounded(Wire.BF16, whole_every=4)
+    async with swarm.node("alpha"), swarm.node("beta"):
+        programs = [swarm.program(site) for site in SITES[:2]]
+        for program in programs:
+            await program.open(tensors=TENSORS)
+        for number in range(1, 7):
+            train(programs, number)
+            await swarm.sync_all(programs, number, 2)
+        spec, rounds, blobs = await swarm.history()
+
+    def report(**gone):
+        missing = {rounds[number - 1].merged for number in gone.get("merged", ())}
+        missing |= {c.blob for number in gone.get("check_ins", ()) for c in rounds[number - 1].check_ins}
+
+        def read(blob):
+            if blob in missing:
+                raise BlobNotFound(f"blob {blob} was not kept")
+            return blobs[blob]
+
+        found = verify_rounds(spec, rounds, read)
+        return found.rounds_checked, [one.round for one in found.mismatches], [one.round for one in found.skipped]
+
+    assert report() == (6, [], [])
+    # a result can be had from the check-ins, and the other way round it is as good
+    assert report(merged=[2]) == (5, [], [2])
+    assert report(check_ins=[2]) == (5, [], [2])
+    # round 5's is whole, but its check-ins are not
+    assert report(merged=[2], check_ins=[2]) == (2, [], [2, 3, 4, 5])
+    changed = bytearray(blobs[rounds[2].check_ins[1].blob])
+    changed[-1] ^= 1
+    blobs[rounds[2].check_ins[1].blob] = changed
+    assert report() == (6, [3], [])
 
 
 @gateway_only
