@@ -20,9 +20,10 @@
 
 #define TILE 512 /* elements of a peer that are worked on at a time: 16 peers' fit the second cache */
 #define BLOCK (1 << 18) /* elements whose products are added up by themselves: plain.BLOCK */
-#define SUMS 8192 /* elements of a mean that are added up in the cache, GROUP peers at a time */
-#define GROUP 8 /* rows that are read at once: a processor foresees no more by itself */
+#define SUMS 32768 /* elements of a mean that are added up in the cache, GROUP peers at a time: long runs of each row */
+#define GROUP 8 /* rows that are read at once: lines at one offset of more drive each other out of the first cache */
 #define AHEAD 1024 /* elements by which the reading of more rows is announced */
+#define SOON 512 /* elements by which the reading of a row of differences is announced */
 #define MAX_STRAIGHT 16 /* peers whose values are sorted in registers */
 #define ALWAYS static inline __attribute__((always_inline))
 #define JOIN3(a, b, c) a##_##b##_##c
@@ -123,11 +124,12 @@ static int all_count(const struct order *order, int64_t num_peers) {
     return 1;
 }
 
-/* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers. */
+/* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers; FEW: peers, all by all. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SET plain
 #define BYTES 16
 #define PAIRS 2
+#define FEW 3
 #define STRAIGHT 0
 #include "native.c"
 #undef SET
@@ -142,12 +144,14 @@ static int all_count(const struct order *order, int64_t num_peers) {
 #undef SET
 #undef BYTES
 #undef PAIRS
+#undef FEW
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define SET avx512
 #define BYTES 64
 #define PAIRS 4
+#define FEW 7
 #include "native.c"
 #undef SET
 #pragma GCC pop_options
@@ -164,6 +168,7 @@ static int best(void) {
 #define SET plain
 #define BYTES 16
 #define PAIRS 2
+#define FEW 3
 #define STRAIGHT 1
 #include "native.c"
 #undef SET
@@ -213,6 +218,18 @@ EXPORT int swarm_bounded(int set, const struct rows *rows, double limit, uint8_t
 
 #define NARROW (sizeof(REAL) == 4)
 
+/* A line of the cache, in PARTS registers of STEP elements. LOAD from anywhere, AT where a register begins. */
+#define VECTOR NAME(vector)
+#define LOOSE NAME(loose)
+#define BITS NAME(bits)
+#define STEP (64 / (int)sizeof(REAL))
+#define PARTS (64 / BYTES)
+typedef REAL VECTOR __attribute__((vector_size(BYTES)));
+typedef WHOLE BITS __attribute__((vector_size(BYTES)));
+typedef REAL LOOSE __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+#define LOAD(place, part) (*(const LOOSE *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+#define AT(place, part) (*(VECTOR *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+
 /* The value at `i` of a row of that dtype. */
 ALWAYS REAL NAME(value)(const int dtype, const char *row, int64_t i) {
     return dtype == F64  ? (REAL)((const double *)row)[i]
@@ -251,7 +268,19 @@ ALWAYS int NAME(room)(const struct rows *rows, int64_t more, REAL **room, const 
     *room = aligned_alloc(64, (rows->num_peers + more) * TILE * sizeof(REAL));
     return *tiles != NULL && *room != NULL;
 }
-/* To memory, past the cache: without reading its line first. */
+/* A register to memory, past the cache: without reading its line first. */
+ALWAYS void NAME(stream_part)(void *target, VECTOR value) {
+#if BYTES == 64
+    _mm512_stream_si512(target, (__m512i)value);
+#elif BYTES == 32
+    _mm256_stream_si256(target, (__m256i)value);
+#elif defined(__SSE2__)
+    _mm_stream_si128(target, (__m128i)value);
+#else
+    *(VECTOR *)target = value;
+#endif
+}
+/* The same for any size that lies anywhere. */
 ALWAYS void NAME(stream)(void *restrict target, const void *restrict source, size_t size) {
 #if defined(__SSE2__)
     char *to = target;
@@ -290,56 +319,125 @@ ALWAYS void NAME(put)(const struct rows *rows, int64_t start, int64_t size, REAL
     NAME(stream)(target, narrow, size * 2);
 }
 
-/* sum + first term + second term ..., of `count` peers. */
+/* A line of results into `target`, where one begins: each NaN in its one form. */
+ALWAYS void NAME(put_line)(void *target, const VECTOR *result) {
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++) {
+        BITS nan = result[part] != result[part];
+        VECTOR one_nan = (VECTOR){0} + (REAL)NAN;
+        BITS value = (nan & (BITS)one_nan) | (~nan & (BITS)result[part]);
+        NAME(stream_part)((char *)target + part * BYTES, (VECTOR)value);
+    }
+}
+
+/* sum + first term + second term ..., of `count` peers: back into the sum, or, of the `last` ones, whole lines into
+   `out`. `first`: there is no sum yet. */
 #define SOURCE(k) const char *row##k = k < count ? (const char *)rows[k] + start * width_of[dtype] : NULL;
 #define PART(k) const REAL part##k = k < count ? (REAL)parts[k] : 0;
 #define TERM(k) \
     if (k < count) \
         total += NAME(value)(dtype, row##k, i) * part##k;
-ALWAYS void NAME(add_terms)(
-    const int dtype, const int count, const void *const *rows, const double *parts, int64_t start, int64_t size,
-    REAL *restrict sum) {
+#define TERMS(k) \
+    if (k < count) \
+        total[part] += LOAD((const REAL *)row##k + i, part) * part##k;
+ALWAYS void NAME(add_narrow)(
+    const int dtype, const int count, const int first, const int last, const void *const *rows, const double *parts,
+    int64_t start, int64_t size, REAL *restrict sum, uint16_t *restrict out) {
     EACH8(SOURCE)
     EACH8(PART)
+    for (int64_t begin = 0; begin < size; begin += 32) {
+        uint16_t narrow[32] = {0};
 #pragma GCC ivdep
-    for (int64_t i = 0; i < size; i++) {
-        REAL total = sum[i];
-        EACH8(TERM)
-        sum[i] = total;
+        for (int64_t i = begin; i < begin + 32; i++) {
+            REAL total = first ? -(REAL)0 : sum[i]; /* -0 + x is x for every x */
+            EACH8(TERM)
+            if (last && total != total)
+                total = (REAL)NAN;
+            if (last)
+                narrow[i - begin] = dtype == BF16 ? to_bfloat((float)total) : to_half((float)total);
+            else
+                sum[i] = total;
+        }
+        for (int part = 0; last && part < PARTS; part++) {
+            VECTOR value;
+            memcpy(&value, narrow + part * BYTES / 2, BYTES);
+            NAME(stream_part)(out + start + begin + part * BYTES / 2, value);
+        }
     }
 }
-#define COUNT(dtype, count) \
-    case count: NAME(add_terms)(dtype, count, rows, parts, start, size, sum); break;
-#define COUNTS(dtype) \
-    switch (count) { \
-        COUNT(dtype, 1) COUNT(dtype, 2) COUNT(dtype, 4) COUNT(dtype, GROUP) \
+ALWAYS void NAME(add_terms)(
+    const int dtype, const int count, const int first, const int last, const void *const *rows, const double *parts,
+    int64_t start, int64_t size, REAL *restrict sum, void *restrict out) {
+    EACH8(SOURCE)
+    EACH8(PART)
+    if (dtype == BF16 || dtype == F16) {
+        NAME(add_narrow)(dtype, count, first, last, rows, parts, start, size, sum, out);
+        return;
+    }
+    for (int64_t i = 0; i < size; i += STEP) {
+        VECTOR total[PARTS];
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            total[part] = first ? -(VECTOR){0} : AT(sum + i, part);
+            EACH8(TERMS)
+            if (!last)
+                AT(sum + i, part) = total[part];
+        }
+        if (last)
+            NAME(put_line)((REAL *)out + start + i, total);
+    }
+}
+#define LAST(dtype, count) \
+    case count: NAME(add_terms)(dtype, count, 0, 1, rows, parts, start, size, sum, out); break; \
+    case 64 + count: NAME(add_terms)(dtype, count, 1, 1, rows, parts, start, size, sum, out); break;
+#define GROUPS(dtype) \
+    switch (64 * first + 16 * !last + count) { \
+        LAST(dtype, 1) LAST(dtype, 2) LAST(dtype, 3) LAST(dtype, 4) \
+        LAST(dtype, 5) LAST(dtype, 6) LAST(dtype, 7) LAST(dtype, GROUP) \
+        case 16 + GROUP: NAME(add_terms)(dtype, GROUP, 0, 0, rows, parts, start, size, sum, out); break; \
+        default: NAME(add_terms)(dtype, GROUP, 1, 0, rows, parts, start, size, sum, out); \
     } \
     break;
 static void NAME(add_group)(
-    int64_t dtype, int64_t count, const void *const *rows, const double *parts, int64_t start, int64_t size, REAL *sum) {
+    int64_t dtype, int64_t count, int first, int last, const void *const *rows, const double *parts, int64_t start,
+    int64_t size, REAL *sum, void *out) {
     switch (dtype) {
-        case BF16: COUNTS(BF16)
-        case F16: COUNTS(F16)
-        default: COUNTS(NARROW ? F32 : F64)
+        case BF16: GROUPS(BF16)
+        case F16: GROUPS(F16)
+        default: GROUPS(NARROW ? F32 : F64)
     }
 }
-static int NAME(mean)(const struct rows *rows, const double *parts, void *out) {
-    REAL *sum = aligned_alloc(64, SUMS * sizeof(REAL));
-    for (int64_t start = 0; sum != NULL && start < rows->size; start += SUMS) {
-        int64_t size = rows->size - start < SUMS ? rows->size - start : SUMS;
-        for (int64_t i = 0; i < size; i++)
-            sum[i] = -(REAL)0; /* -0 + x is x for every x */
-        for (int64_t peer = 0, count = GROUP; peer < rows->num_peers; peer += count) {
-            while (count > rows->num_peers - peer)
-                count /= 2;
-            NAME(add_group)(rows->dtype, count, rows->rows + peer, parts + peer, start, size, sum);
-        }
-        for (int64_t i = 0; i < size; i += TILE)
-            NAME(put)(rows, start + i, size - i < TILE ? size - i : TILE, sum + i, out);
+/* The same for the few elements that are no whole line. */
+static void NAME(add_rest)(const struct rows *rows, const double *parts, int64_t start, int64_t size, void *out) {
+    REAL sum[TILE];
+    for (int64_t i = 0; i < size; i++) {
+        sum[i] = -(REAL)0;
+        for (int64_t peer = 0; peer < rows->num_peers; peer++)
+            sum[i] += NAME(value)((int)rows->dtype, rows->rows[peer], start + i) * (REAL)parts[peer];
     }
+    NAME(put)(rows, start, size, sum, out);
+}
+static int NAME(mean)(const struct rows *rows, const double *parts, void *out) {
+    const int64_t width = width_of[rows->dtype], line = 64 / width, ahead = (-(uintptr_t)out & 63) / width;
+    REAL *sum = rows->num_peers > GROUP ? aligned_alloc(64, SUMS * sizeof(REAL)) : NULL;
+    int64_t size, start = ahead < rows->size ? ahead : rows->size;
+    if (rows->num_peers > GROUP && sum == NULL)
+        return 0;
+    NAME(add_rest)(rows, parts, 0, start, out);
+    for (; start + line <= rows->size; start += size) {
+        int64_t peer = 0;
+        size = (rows->size - start) / line * line;
+        for (; rows->num_peers - peer > GROUP; peer += GROUP) {
+            size = size < SUMS ? size : SUMS;
+            NAME(add_group)(rows->dtype, GROUP, peer == 0, 0, rows->rows + peer, parts + peer, start, size, sum, out);
+        }
+        NAME(add_group)(
+            rows->dtype, rows->num_peers - peer, peer == 0, 1, rows->rows + peer, parts + peer, start, size, sum, out);
+    }
+    NAME(add_rest)(rows, parts, start, rows->size - start, out);
     streamed();
     free(sum);
-    return sum != NULL;
+    return 1;
 }
 
 /* One that is both must not be halved, it may be denormal; -0 becomes 0. */
@@ -543,17 +641,11 @@ static int NAME(trimmed_mean)(const struct rows *rows, const struct order *order
 }
 
 /* Sums of products over the elements: in 64 bytes of lanes within a tile, in 8 doubles within a block. */
-#define VECTOR NAME(vector)
-#define LOOSE NAME(loose)
 #define WIDE NAME(wide)
-#define STEP (64 / (int)sizeof(REAL))
-#define PARTS (64 / BYTES)
-typedef REAL VECTOR __attribute__((vector_size(BYTES)));
-typedef REAL LOOSE __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 struct WIDE {
     double sum[8];
 };
-#define LOAD(place, part) (*(const LOOSE *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+#define NEXT NAME(next)
 ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
     REAL each[STEP] __attribute__((aligned(64)));
     memcpy(each, lanes, sizeof each);
@@ -563,33 +655,79 @@ ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
         for (int lane = 0; lane < 8; lane++)
             wide->sum[lane] += (double)each[STEP - 8 + lane];
 }
-/* num_first tiles against num_second others', or `same`, among themselves. `ahead`: what will be read next. */
-#define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
-ALWAYS void NAME(pairs)(
-    const int num_first, const int num_second, const int same, const int squares, const REAL *middle,
-    const REAL *const *first, const REAL *const *second, const REAL *const *ahead, struct WIDE *const *wide) {
-    VECTOR lanes[PAIRS][PAIRS][PARTS];
+/* Few rows: differences from `middle` among themselves, as they come from the memory. All sums stay in registers: what
+   is stored meanwhile is driven out of the first cache by what comes. */
+ALWAYS void NAME(few_pairs)(
+    const int count, const REAL *middle, const REAL *const *rows, struct WIDE *wide) {
+    VECTOR lanes[FEW][FEW][PARTS];
     memset(lanes, 0, sizeof lanes);
-    for (int64_t i = 0; i < TILE; i += STEP) {
-        if (same && ahead != NULL)
-            for (int a = 0; a < num_first; a++)
-                __builtin_prefetch(ahead[a] + i, 0, 2);
+    for (int64_t i = 0; i < TILE; i += STEP)
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
-            VECTOR left[PAIRS], right[PAIRS], centre = {0};
-            if (!squares)
-                centre = LOAD(middle + i, part);
+            VECTOR centre = LOAD(middle + i, part), values[FEW];
+#pragma GCC unroll 8
+            for (int a = 0; a < count; a++)
+                values[a] = LOAD(rows[a] + i, part) - centre;
+#pragma GCC unroll 8
+            for (int a = 0; a < count; a++)
+#pragma GCC unroll 8
+                for (int b = 0; b < count; b++)
+                    if (a <= b)
+                        lanes[a][b][part] += values[a] * values[b];
+        }
+#pragma GCC unroll 8
+    for (int a = 0; a < count; a++)
+#pragma GCC unroll 8
+        for (int b = 0; b < count; b++)
+            if (a <= b)
+                NAME(flush)(lanes[a][b], wide + a * count + b);
+}
+#define AMONG(a) \
+    case a: NAME(few_pairs)(a, middle, tiles, wide); break;
+static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *tiles, struct WIDE *wide) {
+    switch (num_rows) {
+        AMONG(1) AMONG(2) AMONG(3)
+#if FEW == 7
+        AMONG(4) AMONG(5) AMONG(6) AMONG(7)
+#endif
+    }
+}
+/* Differences of the next tile, which are made while the sums of this one are: reading waits for the memory, adding for
+   the processor. `rows` and `centre`: where they lie; `each`: how many rows go with a call of pairs(). */
+struct NEXT {
+    const REAL *const *rows;
+    const REAL *centre;
+    REAL *room;
+    int64_t num_rows, each;
+};
+/* num_first rows of differences against num_second others, or `same`, among themselves. */
+#define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
+ALWAYS void NAME(pairs)(
+    const int num_first, const int num_second, const int same, const int squares, const REAL *first, const REAL *second,
+    struct NEXT *next, struct WIDE *const *wide) {
+    VECTOR lanes[PAIRS][PAIRS][PARTS];
+    int64_t count = next->num_rows < next->each ? next->num_rows : next->each;
+    const REAL *const *rows = next->rows, *middle = next->centre;
+    REAL *room = next->room;
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t i = 0; i < TILE; i += STEP) {
+        for (int64_t k = 0; k < count; k++) {
+                        __builtin_prefetch(rows[k] + i + SOON, 0, 2);
+#pragma GCC unroll 4
+            for (int part = 0; part < PARTS; part++)
+                AT(room + k * TILE + i, part) = LOAD(rows[k] + i, part) - LOAD(middle + i, part);
+        }
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            VECTOR left[PAIRS], right[PAIRS];
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
                 if (a < num_first)
-                    left[a] = LOAD(first[a] + i, part) - centre;
+                    left[a] = AT(first + a * TILE + i, part);
 #pragma GCC unroll 4
             for (int b = 0; b < PAIRS; b++)
-                if (b < num_second) {
-                    right[b] = LOAD(second[b] + i, part) - centre;
-                    if (same)
-                        right[b] = left[b];
-                }
+                if (b < num_second)
+                    right[b] = same ? left[b] : AT(second + b * TILE + i, part);
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -600,6 +738,9 @@ ALWAYS void NAME(pairs)(
                     }
         }
     }
+    next->rows += count;
+    next->room += count * TILE;
+    next->num_rows -= count;
 #pragma GCC unroll 4
     for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -608,20 +749,21 @@ ALWAYS void NAME(pairs)(
                 NAME(flush)(lanes[a][b], wide[a] + b);
 }
 #define ACROSS(a, b) \
-    case 8 * a + b: NAME(pairs)(a, b, 0, squares, middle, tiles + first, tiles + second, NULL, where); break;
+    case 8 * a + b: NAME(pairs)(a, b, 0, squares, room + first * TILE, room + second * TILE, next, where); break;
 #define ALONE(a) \
-    case a: NAME(pairs)(a, a, 1, squares, middle, tiles + first, tiles + first, ahead ? ahead + first : NULL, where); break;
-/* All peers' tiles against each other. `wide`: a K x K table, of which only second >= first is used. */
+    case a: NAME(pairs)(a, a, 1, squares, room + first * TILE, room + first * TILE, next, where); break;
+/* All rows of differences against each other. `wide`: a table of num_rows^2, of which only second >= first is used. */
 ALWAYS void NAME(all_pairs)(
-    const int squares, const REAL *middle, int64_t num_peers, const REAL *const *tiles, const REAL *const *ahead,
-    struct WIDE *wide) {
-    for (int64_t first = 0; first < num_peers; first += PAIRS)
-        for (int64_t second = first; second < num_peers; second += PAIRS) {
-            int num_first = num_peers - first < PAIRS ? (int)(num_peers - first) : PAIRS;
-            int num_second = num_peers - second < PAIRS ? (int)(num_peers - second) : PAIRS;
+    const int squares, int64_t num_rows, const REAL *room, struct NEXT *next, struct WIDE *wide) {
+    int64_t groups = (num_rows + PAIRS - 1) / PAIRS, calls = groups * (groups + 1) / 2;
+    next->each = (num_rows + calls - 1) / calls;
+    for (int64_t first = 0; first < num_rows; first += PAIRS)
+        for (int64_t second = first; second < num_rows; second += PAIRS) {
+            int num_first = num_rows - first < PAIRS ? (int)(num_rows - first) : PAIRS;
+            int num_second = num_rows - second < PAIRS ? (int)(num_rows - second) : PAIRS;
             struct WIDE *where[PAIRS];
             for (int a = 0; a < num_first; a++)
-                where[a] = wide + (first + a) * num_peers + second;
+                where[a] = wide + (first + a) * num_rows + second;
             if (first == second)
                 switch (num_first) {
                     ALONE(1) ALONE(2)
@@ -638,39 +780,76 @@ ALWAYS void NAME(all_pairs)(
                 }
         }
 }
-/* The eight lanes of each two peers, added up by halves. */
-static void NAME(fold)(int64_t num_peers, const struct WIDE *wide, double *table) {
-    for (int64_t k = 0; k < num_peers * num_peers; k++) {
-        const double *s = wide[k].sum;
-        double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
-        table[k] = (four[0] + four[2]) + (four[1] + four[3]);
+/* The tile of each of those peers, less the centre's (SQUARES: as it is), one after the other: what lies at one offset
+   in many models would drive each other out of the cache. `room`: for one tile more. */
+static void NAME(differences)(
+    const struct rows *rows, int64_t start, int64_t num_rows, const int64_t *peers, int64_t centre, REAL *room) {
+    REAL *last = room + num_rows * TILE;
+    const REAL *middle = centre < 0 ? memset(last, 0, TILE * sizeof(REAL)) : NAME(tile)(rows, centre, start, last);
+    for (int64_t k = 0; k < num_rows; k++) {
+        REAL *target = room + k * TILE;
+        const REAL *values = NAME(tile)(rows, peers[k], start, target);
+        for (int64_t i = 0; i < TILE; i++)
+            target[i] = values[i] - middle[i];
     }
 }
+/* The eight lanes of each two rows, added up by halves, into a table of all peers. */
+static void NAME(fold)(
+    int64_t num_rows, const int64_t *peers, int64_t num_peers, const struct WIDE *wide, double *table) {
+    memset(table, 0, num_peers * num_peers * sizeof(double));
+    for (int64_t first = 0; first < num_rows; first++)
+        for (int64_t second = first; second < num_rows; second++) {
+            const double *s = wide[first * num_rows + second].sum;
+            double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
+            table[peers[first] * num_peers + peers[second]] = (four[0] + four[2]) + (four[1] + four[3]);
+        }
+}
 static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, double *table) {
-    REAL *room;
-    const REAL **tiles, **ahead;
-    int64_t num_peers = rows->num_peers, square = num_peers * num_peers;
-    int done = NAME(room)(rows, 0, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
+    int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0, tiles = num_peers + 1;
+    int direct = rows->dtype == (NARROW ? F32 : F64) && measure != SQUARES, ready = 0;
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
-    ahead = malloc(num_peers * sizeof(REAL *));
-    done = done && wide != NULL && ahead != NULL;
+    REAL *room = aligned_alloc(64, 2 * tiles * TILE * sizeof(REAL)), *other = room + tiles * TILE;
+    int64_t *peers = malloc(num_peers * sizeof(int64_t));
+    const REAL **ahead = malloc(num_peers * sizeof(REAL *));
+    int done = wide != NULL && room != NULL && peers != NULL && ahead != NULL;
+    for (int64_t peer = 0; done && peer < num_peers; peer++)
+        if (measure == SQUARES || peer != centre)
+            peers[num_rows++] = peer;
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
+        struct NEXT next = {ahead, NULL, other, 0, 0};
+        REAL *current = room;
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
-        NAME(tiles)(rows, start, room, tiles);
-        for (int64_t peer = 0; direct && peer < num_peers; peer++)
-            ahead[peer] = (const REAL *)rows->rows[peer] + start + TILE;
-        if (measure == SQUARES)
-            NAME(all_pairs)(1, tiles[0], num_peers, tiles, direct ? ahead : NULL, wide);
-        else /* of differences from the centre */
-            NAME(all_pairs)(0, tiles[centre], num_peers, tiles, direct ? ahead : NULL, wide);
+        if (measure != SQUARES && num_rows <= FEW) {
+            for (int64_t k = 0; k < num_rows; k++)
+                ahead[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
+            NAME(few)(num_rows, NAME(tile)(rows, centre, start, other), ahead, wide);
+        } else {
+            if (!ready)
+                NAME(differences)(rows, start, num_rows, peers, measure == SQUARES ? -1 : centre, room);
+            ready = direct && start + 2 * TILE <= rows->size;
+            if (ready) {
+                for (int64_t k = 0; k < num_rows; k++)
+                    ahead[k] = (const REAL *)rows->rows[peers[k]] + start + TILE;
+                next.centre = (const REAL *)rows->rows[centre] + start + TILE;
+                next.num_rows = num_rows;
+            }
+            if (measure == SQUARES)
+                NAME(all_pairs)(1, num_rows, room, &next, wide);
+            else
+                NAME(all_pairs)(0, num_rows, room, &next, wide);
+            if (ready) {
+                room = other;
+                other = current;
+            }
+        }
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
-            NAME(fold)(num_peers, wide, table + start / BLOCK * square);
+            NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
     free(ahead);
+    free(peers);
+    free(room < other ? room : other);
     free(wide);
-    free(room);
-    free(tiles);
     return done;
 }
 static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded) {
@@ -691,8 +870,8 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef SOURCE
 #undef PART
 #undef TERM
-#undef COUNT
-#undef COUNTS
+#undef LAST
+#undef GROUPS
 #undef KEPT
 #undef FETCH
 #undef EXCHANGE
@@ -707,12 +886,17 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef CASES
 #undef VECTOR
 #undef LOOSE
+#undef BITS
+#undef TERMS
 #undef WIDE
 #undef STEP
 #undef PARTS
 #undef LOAD
+#undef AT
+#undef NEXT
 #undef WANTED
 #undef ACROSS
+#undef AMONG
 #undef ALONE
 
 #endif
