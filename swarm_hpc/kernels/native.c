@@ -124,6 +124,31 @@ static int all_count(const struct order *order, int64_t num_peers) {
     return 1;
 }
 
+/* To find a weighted median among N sorted values; with fewer probes, only their middle places come into question. */
+#define ALL_PROBES(N) ((N) > 8 ? 4 : (N) > 4 ? 3 : (N) > 2 ? 2 : (N) > 1)
+#define FIRST_PLACE(N, probes) ((N) > 1 << (probes) ? ((N) - (1 << (probes))) / 2 : 0)
+/* How many probes (0, 1, 2) need not be made, whatever the values: the median is not before the place that even the
+   heaviest peers leave, and not after the one that the lightest reach. */
+static int probes_saved(const struct order *order, int num_peers) {
+    int64_t counts[MAX_STRAIGHT], heaviest = 0, lightest = 0;
+    int least = 0, most = 0, saved = 0;
+    for (int peer = 0, place; peer < num_peers; peer++) {
+        for (place = peer; place > 0 && counts[place - 1] > order->counts[peer]; place--)
+            counts[place] = counts[place - 1];
+        counts[place] = order->counts[peer];
+    }
+    while (least < num_peers - 1 && heaviest + counts[num_peers - 1 - least] < order->lower)
+        heaviest += counts[num_peers - 1 - least++];
+    while (most < num_peers - 1 && lightest + counts[most] < order->upper)
+        lightest += counts[most++];
+    for (int probes = ALL_PROBES(num_peers) - 1; probes > 0 && saved < 2; probes--, saved++) {
+        int first = FIRST_PLACE(num_peers, probes);
+        if (least < first || most >= first + (1 << probes))
+            break;
+    }
+    return saved;
+}
+
 /* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers; FEW: peers, all by all. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SET plain
@@ -452,10 +477,10 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
     WHOLE kept = (before > above ? above : before) - from;
 
 #if STRAIGHT
-/* Sort what lies at `i` of N tiles, NaN last. */
+/* Sort what lies at `i` of N tiles, NaN as infinity (`top`). */
 #define FETCH(k) \
     REAL v##k = k < N ? tiles[k < N ? k : 0][i] : (REAL)INFINITY; \
-    v##k = v##k < (REAL)INFINITY ? v##k : (REAL)INFINITY;
+    v##k = v##k < top ? v##k : top;
 #define EXCHANGE(a, b) \
     if (b < N) { \
         REAL low = v##b < v##a ? v##b : v##a, high = v##b < v##a ? v##a : v##b; \
@@ -472,10 +497,11 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
         _Pragma("GCC ivdep") for (int64_t i = lanes; i < lanes + 16; i++)
 
 /* Weighted: of the sorted values the last with less than `below` counted before it, by bisection; of values that are
-   equal the first one decides. The upper median is it or the next one: see all_count. */
+   equal the first one decides. The upper median is it or the next one: see all_count. Only the 2^probes middle places
+   are looked at: see probes_saved. */
 #define LESS(k) \
     if (k < N) \
-        before = tiles[k][i] < pivot ? before + counts[k] : before;
+        before = tiles[k][i] < pivot ? before + counts[k][i - lanes] : before;
 #define PROBE(value, accepted) \
     { \
         REAL pivot = value; \
@@ -486,34 +512,41 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
         next = accepted ? next : pivot; \
         next_before = accepted ? next_before : before; \
     }
+#define AT_PLACE(k) REAL w##k = sorted[FIRST_PLACE(N, probes) + k < 16 ? FIRST_PLACE(N, probes) + k : 15];
 ALWAYS void NAME(median_of)(
-    const int N, const int equal, const REAL *const *tiles, const struct order *order, REAL *restrict result) {
+    const int N, const int equal, const int probes, const REAL *const *tiles, const struct order *order,
+    REAL *restrict result) {
     const WHOLE below = (WHOLE)order->lower, above = (WHOLE)order->upper;
-    WHOLE counts[MAX_STRAIGHT];
+    WHOLE counts[MAX_STRAIGHT][16] __attribute__((aligned(64)));
     for (int k = 0; k < N; k++)
-        counts[k] = (WHOLE)order->counts[k];
+        for (int lane = 0; lane < 16; lane++)
+            counts[k][lane] = (WHOLE)order->counts[k];
+    /* Known to be infinity, it is compared with; unknown, it takes the minimum, which spares what counting needs. */
+    const volatile REAL unknown = (REAL)INFINITY;
+    const REAL top = equal ? (REAL)INFINITY : unknown;
     LANES(i) {
         SORTED
+        const REAL sorted[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
         if (equal) {
-            const REAL sorted[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
             result[i] = NAME(middle)(sorted[(N - 1) / 2], sorted[N / 2]);
         } else {
-            REAL lower = v0, next = v0;
+            EACH16(AT_PLACE)
+            REAL lower = w0, next = w0;
             WHOLE next_before = above;
             int above7 = 0, by4 = 0, by2 = 0, by1 = 0;
-            if (N > 8)
-                PROBE(v8, above7)
-            REAL w1 = above7 ? v9 : v1, w2 = above7 ? v10 : v2, w3 = above7 ? v11 : v3, w4 = above7 ? v12 : v4;
-            REAL w5 = above7 ? v13 : v5, w6 = above7 ? v14 : v6, w7 = above7 ? v15 : v7;
-            if (N > 4)
+            if (probes > 3)
+                PROBE(w8, above7)
+            w1 = above7 ? w9 : w1, w2 = above7 ? w10 : w2, w3 = above7 ? w11 : w3, w4 = above7 ? w12 : w4;
+            w5 = above7 ? w13 : w5, w6 = above7 ? w14 : w6, w7 = above7 ? w15 : w7;
+            if (probes > 2)
                 PROBE(w4, by4)
             w1 = by4 ? w5 : w1;
             w2 = by4 ? w6 : w2;
             w3 = by4 ? w7 : w3;
-            if (N > 2)
+            if (probes > 1)
                 PROBE(w2, by2)
             w1 = by2 ? w3 : w1;
-            if (N > 1)
+            if (probes > 0)
                 PROBE(w1, by1)
             result[i] = NAME(middle)(lower, next_before < above ? next : lower);
         }
@@ -533,6 +566,7 @@ ALWAYS void NAME(trimmed_of)(const int N, const REAL *const *tiles, const struct
         keeps[k] = kept > 0;
         factor[k] = (REAL)kept * (REAL)order->unit;
     }
+    const REAL top = (REAL)INFINITY;
     LANES(i) {
         SORTED
         REAL total = 0;
@@ -543,15 +577,22 @@ ALWAYS void NAME(trimmed_of)(const int N, const REAL *const *tiles, const struct
 #define TRIMMED(N) \
     case N: NAME(trimmed_of)(N, tiles, order, result); return 1;
 #define EQUAL(N) \
-    case N: NAME(median_of)(N, 1, tiles, order, result); return 1;
+    case N: NAME(median_of)(N, 1, 0, tiles, order, result); return 1;
 #define UNEQUAL(N) \
-    case N: NAME(median_of)(N, 0, tiles, order, result); return 1;
+    case N: \
+        if (saved > 1 && N > 4) \
+            NAME(median_of)(N, 0, ALL_PROBES(N) - 2, tiles, order, result); \
+        else if (saved > 0 && N > 2) \
+            NAME(median_of)(N, 0, ALL_PROBES(N) - 1, tiles, order, result); \
+        else \
+            NAME(median_of)(N, 0, ALL_PROBES(N), tiles, order, result); \
+        return 1;
 #define CASES(S) S(1) S(2) S(3) S(4) S(5) S(6) S(7) S(8) S(9) S(10) S(11) S(12) S(13) S(14) S(15) S(16)
 #endif
 
 /* Whether a tile could be done in registers, and was. */
 static int NAME(straight)(
-    int trimmed, int64_t num_peers, const REAL *const *tiles, const struct order *order, REAL *result) {
+    int trimmed, int64_t num_peers, int saved, const REAL *const *tiles, const struct order *order, REAL *result) {
 #if STRAIGHT
     if (NARROW && trimmed && all_equal(order, num_peers))
         switch (num_peers) { CASES(TRIMMED) }
@@ -622,9 +663,10 @@ ALWAYS int NAME(ordered)(int trimmed, const struct rows *rows, const struct orde
     const REAL **tiles;
     int64_t num_peers = rows->num_peers;
     int done = NAME(room)(rows, 2 * num_peers, &room, &tiles);
+    int saved = trimmed || num_peers > MAX_STRAIGHT ? 0 : probes_saved(order, (int)num_peers);
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         NAME(tiles)(rows, start, room, tiles);
-        if (!NAME(straight)(trimmed, num_peers, tiles, order, result))
+        if (!NAME(straight)(trimmed, num_peers, saved, tiles, order, result))
             NAME(sorted)(trimmed, num_peers, tiles, order, room + num_peers * TILE, result);
         NAME(put)(rows, start, rows->size - start < TILE ? rows->size - start : TILE, result, out);
     }
@@ -879,6 +921,7 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef LANES
 #undef LESS
 #undef PROBE
+#undef AT_PLACE
 #undef KEEP
 #undef TRIMMED
 #undef EQUAL

@@ -89,6 +89,24 @@ def test_every_backend_has_the_bits_of_numpy(dtype, num_peers):
                     assert same(found, wanted_sums), (backend.name, measure, size)
 
 
+@pytest.mark.parametrize("num_peers", range(2, 18))
+def test_a_median_has_the_bits_of_numpy_however_far_the_weights_are_apart(num_peers):
+    chance = np.random.default_rng(num_peers)
+    # nearly equal ones leave a few places in the middle, one that outweighs all others leaves every place
+    weightings = [[1.0 + step * peer for peer in range(num_peers)] for step in (1e-3, 0.05, 0.3, 1.0, 5.0)]
+    weightings += [[1.5**peer for peer in range(num_peers)], [1e-6] * (num_peers - 1) + [1.0]]
+    weightings += [list(chance.random(num_peers) + 0.01) for _ in range(3)]
+    for share_special in (0, 0.7):
+        rows = rows_of(num_peers, TILE + 9, "F32", chance, share_special)
+        for weights in weightings:
+            counts = quanta(shares(weights, num_peers))
+            found, wanted = np.empty_like(rows[0]), np.empty_like(rows[0])
+            PLAIN.median(rows, Order(counts, *bounds(counts)), wanted)
+            for backend in OTHERS:
+                backend.median(rows, Order(counts, *bounds(counts)), found)
+                assert found.tobytes() == wanted.tobytes(), (backend.name, weights)
+
+
 @pytest.mark.parametrize("num_peers", range(1, 18))
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_mean_has_the_bits_of_numpy_wherever_the_result_begins_and_ends(dtype, num_peers):
