@@ -22,8 +22,7 @@
 #define BLOCK (1 << 18) /* elements whose products are added up by themselves: plain.BLOCK */
 #define SUMS 32768 /* elements of a mean that are added up in the cache, GROUP peers at a time: long runs of each row */
 #define GROUP 8 /* rows that are read at once: lines at one offset of more drive each other out of the first cache */
-#define AHEAD 1024 /* elements by which the reading of more rows is announced */
-#define SOON 512 /* elements by which the reading of a row of differences is announced */
+#define AHEAD 256 /* elements by which the reading of more rows is announced */
 #define MAX_STRAIGHT 16 /* peers whose values are sorted in registers */
 #define ALWAYS static inline __attribute__((always_inline))
 #define JOIN3(a, b, c) a##_##b##_##c
@@ -687,7 +686,6 @@ static int NAME(trimmed_mean)(const struct rows *rows, const struct order *order
 struct WIDE {
     double sum[8];
 };
-#define NEXT NAME(next)
 ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
     REAL each[STEP] __attribute__((aligned(64)));
     memcpy(each, lanes, sizeof each);
@@ -734,42 +732,33 @@ static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *t
 #endif
     }
 }
-/* Differences of the next tile, which are made while the sums of this one are: reading waits for the memory, adding for
-   the processor. `rows` and `centre`: where they lie; `each`: how many rows go with a call of pairs(). */
-struct NEXT {
-    const REAL *const *rows;
-    const REAL *centre;
-    REAL *room;
-    int64_t num_rows, each;
-};
-/* num_first rows of differences against num_second others, or `same`, among themselves. */
+/* num_first tiles against num_second others', or `same`, among themselves. `ahead`: what will be read next. */
 #define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
 ALWAYS void NAME(pairs)(
-    const int num_first, const int num_second, const int same, const int squares, const REAL *first, const REAL *second,
-    struct NEXT *next, struct WIDE *const *wide) {
+    const int num_first, const int num_second, const int same, const int squares, const REAL *middle,
+    const REAL *const *first, const REAL *const *second, const REAL *const *ahead, struct WIDE *const *wide) {
     VECTOR lanes[PAIRS][PAIRS][PARTS];
-    int64_t count = next->num_rows < next->each ? next->num_rows : next->each;
-    const REAL *const *rows = next->rows, *middle = next->centre;
-    REAL *room = next->room;
     memset(lanes, 0, sizeof lanes);
     for (int64_t i = 0; i < TILE; i += STEP) {
-        for (int64_t k = 0; k < count; k++) {
-                        __builtin_prefetch(rows[k] + i + SOON, 0, 2);
-#pragma GCC unroll 4
-            for (int part = 0; part < PARTS; part++)
-                AT(room + k * TILE + i, part) = LOAD(rows[k] + i, part) - LOAD(middle + i, part);
-        }
+        if (same && ahead != NULL)
+            for (int a = 0; a < num_first; a++)
+                __builtin_prefetch(ahead[a] + i, 0, 2);
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
-            VECTOR left[PAIRS], right[PAIRS];
+            VECTOR left[PAIRS], right[PAIRS], centre = {0};
+            if (!squares)
+                centre = LOAD(middle + i, part);
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
                 if (a < num_first)
-                    left[a] = AT(first + a * TILE + i, part);
+                    left[a] = LOAD(first[a] + i, part) - centre;
 #pragma GCC unroll 4
             for (int b = 0; b < PAIRS; b++)
-                if (b < num_second)
-                    right[b] = same ? left[b] : AT(second + b * TILE + i, part);
+                if (b < num_second) {
+                    right[b] = LOAD(second[b] + i, part) - centre;
+                    if (same)
+                        right[b] = left[b];
+                }
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -780,9 +769,6 @@ ALWAYS void NAME(pairs)(
                     }
         }
     }
-    next->rows += count;
-    next->room += count * TILE;
-    next->num_rows -= count;
 #pragma GCC unroll 4
     for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -791,14 +777,13 @@ ALWAYS void NAME(pairs)(
                 NAME(flush)(lanes[a][b], wide[a] + b);
 }
 #define ACROSS(a, b) \
-    case 8 * a + b: NAME(pairs)(a, b, 0, squares, room + first * TILE, room + second * TILE, next, where); break;
+    case 8 * a + b: NAME(pairs)(a, b, 0, squares, middle, tiles + first, tiles + second, NULL, where); break;
 #define ALONE(a) \
-    case a: NAME(pairs)(a, a, 1, squares, room + first * TILE, room + first * TILE, next, where); break;
-/* All rows of differences against each other. `wide`: a table of num_rows^2, of which only second >= first is used. */
+    case a: NAME(pairs)(a, a, 1, squares, middle, tiles + first, tiles + first, ahead ? ahead + first : NULL, where); break;
+/* All tiles against each other. `wide`: a table of num_rows^2, of which only second >= first is used. */
 ALWAYS void NAME(all_pairs)(
-    const int squares, int64_t num_rows, const REAL *room, struct NEXT *next, struct WIDE *wide) {
-    int64_t groups = (num_rows + PAIRS - 1) / PAIRS, calls = groups * (groups + 1) / 2;
-    next->each = (num_rows + calls - 1) / calls;
+    const int squares, const REAL *middle, int64_t num_rows, const REAL *const *tiles, const REAL *const *ahead,
+    struct WIDE *wide) {
     for (int64_t first = 0; first < num_rows; first += PAIRS)
         for (int64_t second = first; second < num_rows; second += PAIRS) {
             int num_first = num_rows - first < PAIRS ? (int)(num_rows - first) : PAIRS;
@@ -822,19 +807,6 @@ ALWAYS void NAME(all_pairs)(
                 }
         }
 }
-/* The tile of each of those peers, less the centre's (SQUARES: as it is), one after the other: what lies at one offset
-   in many models would drive each other out of the cache. `room`: for one tile more. */
-static void NAME(differences)(
-    const struct rows *rows, int64_t start, int64_t num_rows, const int64_t *peers, int64_t centre, REAL *room) {
-    REAL *last = room + num_rows * TILE;
-    const REAL *middle = centre < 0 ? memset(last, 0, TILE * sizeof(REAL)) : NAME(tile)(rows, centre, start, last);
-    for (int64_t k = 0; k < num_rows; k++) {
-        REAL *target = room + k * TILE;
-        const REAL *values = NAME(tile)(rows, peers[k], start, target);
-        for (int64_t i = 0; i < TILE; i++)
-            target[i] = values[i] - middle[i];
-    }
-}
 /* The eight lanes of each two rows, added up by halves, into a table of all peers. */
 static void NAME(fold)(
     int64_t num_rows, const int64_t *peers, int64_t num_peers, const struct WIDE *wide, double *table) {
@@ -847,51 +819,40 @@ static void NAME(fold)(
         }
 }
 static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, double *table) {
-    int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0, tiles = num_peers + 1;
-    int direct = rows->dtype == (NARROW ? F32 : F64) && measure != SQUARES, ready = 0;
+    REAL *room;
+    const REAL **tiles, **ahead;
+    int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0;
+    int done = NAME(room)(rows, 1, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
-    REAL *room = aligned_alloc(64, 2 * tiles * TILE * sizeof(REAL)), *other = room + tiles * TILE;
     int64_t *peers = malloc(num_peers * sizeof(int64_t));
-    const REAL **ahead = malloc(num_peers * sizeof(REAL *));
-    int done = wide != NULL && room != NULL && peers != NULL && ahead != NULL;
+    ahead = malloc(num_peers * sizeof(REAL *));
+    done = done && wide != NULL && peers != NULL && ahead != NULL;
     for (int64_t peer = 0; done && peer < num_peers; peer++)
         if (measure == SQUARES || peer != centre)
             peers[num_rows++] = peer;
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
-        struct NEXT next = {ahead, NULL, other, 0, 0};
-        REAL *current = room;
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
-        if (measure != SQUARES && num_rows <= FEW) {
-            for (int64_t k = 0; k < num_rows; k++)
-                ahead[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
-            NAME(few)(num_rows, NAME(tile)(rows, centre, start, other), ahead, wide);
-        } else {
-            if (!ready)
-                NAME(differences)(rows, start, num_rows, peers, measure == SQUARES ? -1 : centre, room);
-            ready = direct && start + 2 * TILE <= rows->size;
-            if (ready) {
-                for (int64_t k = 0; k < num_rows; k++)
-                    ahead[k] = (const REAL *)rows->rows[peers[k]] + start + TILE;
-                next.centre = (const REAL *)rows->rows[centre] + start + TILE;
-                next.num_rows = num_rows;
-            }
-            if (measure == SQUARES)
-                NAME(all_pairs)(1, num_rows, room, &next, wide);
-            else
-                NAME(all_pairs)(0, num_rows, room, &next, wide);
-            if (ready) {
-                room = other;
-                other = current;
-            }
+        for (int64_t k = 0; k < num_rows; k++) {
+            tiles[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
+            if (direct)
+                ahead[k] = (const REAL *)rows->rows[peers[k]] + start + TILE;
         }
+        const REAL *middle = measure == SQUARES ? NULL : NAME(tile)(rows, centre, start, room + num_peers * TILE);
+        if (measure == SQUARES)
+            NAME(all_pairs)(1, NULL, num_rows, tiles, direct ? ahead : NULL, wide);
+        else if (num_rows <= FEW)
+            NAME(few)(num_rows, middle, tiles, wide);
+        else
+            NAME(all_pairs)(0, middle, num_rows, tiles, direct ? ahead : NULL, wide);
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
             NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
     free(ahead);
     free(peers);
-    free(room < other ? room : other);
     free(wide);
+    free(room);
+    free(tiles);
     return done;
 }
 static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded) {
@@ -936,7 +897,6 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef PARTS
 #undef LOAD
 #undef AT
-#undef NEXT
 #undef WANTED
 #undef ACROSS
 #undef AMONG
