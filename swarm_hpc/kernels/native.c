@@ -20,9 +20,9 @@
 
 #define TILE 512 /* elements of a peer that are worked on at a time: 16 peers' fit the second cache */
 #define BLOCK (1 << 18) /* elements whose products are added up by themselves: plain.BLOCK */
-#define SUMS 8192 /* elements of a mean that are added up in the cache, GROUP peers at a time */
-#define GROUP 8 /* rows that are read at once: a processor foresees no more by itself */
-#define AHEAD 1024 /* elements by which the reading of more rows is announced */
+#define SUMS 32768 /* elements of a mean that are added up in the cache, GROUP peers at a time: long runs of each row */
+#define GROUP 8 /* rows that are read at once: lines at one offset of more drive each other out of the first cache */
+#define AHEAD 256 /* elements by which the reading of more rows is announced */
 #define MAX_STRAIGHT 16 /* peers whose values are sorted in registers */
 #define ALWAYS static inline __attribute__((always_inline))
 #define JOIN3(a, b, c) a##_##b##_##c
@@ -123,11 +123,37 @@ static int all_count(const struct order *order, int64_t num_peers) {
     return 1;
 }
 
-/* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers. */
+/* To find a weighted median among N sorted values; with fewer probes, only their middle places come into question. */
+#define ALL_PROBES(N) ((N) > 8 ? 4 : (N) > 4 ? 3 : (N) > 2 ? 2 : (N) > 1)
+#define FIRST_PLACE(N, probes) ((N) > 1 << (probes) ? ((N) - (1 << (probes))) / 2 : 0)
+/* How many probes (0, 1, 2) need not be made, whatever the values: the median is not before the place that even the
+   heaviest peers leave, and not after the one that the lightest reach. */
+static int probes_saved(const struct order *order, int num_peers) {
+    int64_t counts[MAX_STRAIGHT], heaviest = 0, lightest = 0;
+    int least = 0, most = 0, saved = 0;
+    for (int peer = 0, place; peer < num_peers; peer++) {
+        for (place = peer; place > 0 && counts[place - 1] > order->counts[peer]; place--)
+            counts[place] = counts[place - 1];
+        counts[place] = order->counts[peer];
+    }
+    while (least < num_peers - 1 && heaviest + counts[num_peers - 1 - least] < order->lower)
+        heaviest += counts[num_peers - 1 - least++];
+    while (most < num_peers - 1 && lightest + counts[most] < order->upper)
+        lightest += counts[most++];
+    for (int probes = ALL_PROBES(num_peers) - 1; probes > 0 && saved < 2; probes--, saved++) {
+        int first = FIRST_PLACE(num_peers, probes);
+        if (least < first || most >= first + (1 << probes))
+            break;
+    }
+    return saved;
+}
+
+/* BYTES: of a register. PAIRS: peers by peers whose sums are kept in registers; FEW: peers, all by all. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SET plain
 #define BYTES 16
 #define PAIRS 2
+#define FEW 3
 #define STRAIGHT 0
 #include "native.c"
 #undef SET
@@ -142,12 +168,14 @@ static int all_count(const struct order *order, int64_t num_peers) {
 #undef SET
 #undef BYTES
 #undef PAIRS
+#undef FEW
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define SET avx512
 #define BYTES 64
 #define PAIRS 4
+#define FEW 7
 #include "native.c"
 #undef SET
 #pragma GCC pop_options
@@ -164,6 +192,7 @@ static int best(void) {
 #define SET plain
 #define BYTES 16
 #define PAIRS 2
+#define FEW 3
 #define STRAIGHT 1
 #include "native.c"
 #undef SET
@@ -213,6 +242,18 @@ EXPORT int swarm_bounded(int set, const struct rows *rows, double limit, uint8_t
 
 #define NARROW (sizeof(REAL) == 4)
 
+/* A line of the cache, in PARTS registers of STEP elements. LOAD from anywhere, AT where a register begins. */
+#define VECTOR NAME(vector)
+#define LOOSE NAME(loose)
+#define BITS NAME(bits)
+#define STEP (64 / (int)sizeof(REAL))
+#define PARTS (64 / BYTES)
+typedef REAL VECTOR __attribute__((vector_size(BYTES)));
+typedef WHOLE BITS __attribute__((vector_size(BYTES)));
+typedef REAL LOOSE __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+#define LOAD(place, part) (*(const LOOSE *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+#define AT(place, part) (*(VECTOR *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
+
 /* The value at `i` of a row of that dtype. */
 ALWAYS REAL NAME(value)(const int dtype, const char *row, int64_t i) {
     return dtype == F64  ? (REAL)((const double *)row)[i]
@@ -251,7 +292,19 @@ ALWAYS int NAME(room)(const struct rows *rows, int64_t more, REAL **room, const 
     *room = aligned_alloc(64, (rows->num_peers + more) * TILE * sizeof(REAL));
     return *tiles != NULL && *room != NULL;
 }
-/* To memory, past the cache: without reading its line first. */
+/* A register to memory, past the cache: without reading its line first. */
+ALWAYS void NAME(stream_part)(void *target, VECTOR value) {
+#if BYTES == 64
+    _mm512_stream_si512(target, (__m512i)value);
+#elif BYTES == 32
+    _mm256_stream_si256(target, (__m256i)value);
+#elif defined(__SSE2__)
+    _mm_stream_si128(target, (__m128i)value);
+#else
+    *(VECTOR *)target = value;
+#endif
+}
+/* The same for any size that lies anywhere. */
 ALWAYS void NAME(stream)(void *restrict target, const void *restrict source, size_t size) {
 #if defined(__SSE2__)
     char *to = target;
@@ -290,56 +343,125 @@ ALWAYS void NAME(put)(const struct rows *rows, int64_t start, int64_t size, REAL
     NAME(stream)(target, narrow, size * 2);
 }
 
-/* sum + first term + second term ..., of `count` peers. */
+/* A line of results into `target`, where one begins: each NaN in its one form. */
+ALWAYS void NAME(put_line)(void *target, const VECTOR *result) {
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++) {
+        BITS nan = result[part] != result[part];
+        VECTOR one_nan = (VECTOR){0} + (REAL)NAN;
+        BITS value = (nan & (BITS)one_nan) | (~nan & (BITS)result[part]);
+        NAME(stream_part)((char *)target + part * BYTES, (VECTOR)value);
+    }
+}
+
+/* sum + first term + second term ..., of `count` peers: back into the sum, or, of the `last` ones, whole lines into
+   `out`. `first`: there is no sum yet. */
 #define SOURCE(k) const char *row##k = k < count ? (const char *)rows[k] + start * width_of[dtype] : NULL;
 #define PART(k) const REAL part##k = k < count ? (REAL)parts[k] : 0;
 #define TERM(k) \
     if (k < count) \
         total += NAME(value)(dtype, row##k, i) * part##k;
-ALWAYS void NAME(add_terms)(
-    const int dtype, const int count, const void *const *rows, const double *parts, int64_t start, int64_t size,
-    REAL *restrict sum) {
+#define TERMS(k) \
+    if (k < count) \
+        total[part] += LOAD((const REAL *)row##k + i, part) * part##k;
+ALWAYS void NAME(add_narrow)(
+    const int dtype, const int count, const int first, const int last, const void *const *rows, const double *parts,
+    int64_t start, int64_t size, REAL *restrict sum, uint16_t *restrict out) {
     EACH8(SOURCE)
     EACH8(PART)
+    for (int64_t begin = 0; begin < size; begin += 32) {
+        uint16_t narrow[32] = {0};
 #pragma GCC ivdep
-    for (int64_t i = 0; i < size; i++) {
-        REAL total = sum[i];
-        EACH8(TERM)
-        sum[i] = total;
+        for (int64_t i = begin; i < begin + 32; i++) {
+            REAL total = first ? -(REAL)0 : sum[i]; /* -0 + x is x for every x */
+            EACH8(TERM)
+            if (last && total != total)
+                total = (REAL)NAN;
+            if (last)
+                narrow[i - begin] = dtype == BF16 ? to_bfloat((float)total) : to_half((float)total);
+            else
+                sum[i] = total;
+        }
+        for (int part = 0; last && part < PARTS; part++) {
+            VECTOR value;
+            memcpy(&value, narrow + part * BYTES / 2, BYTES);
+            NAME(stream_part)(out + start + begin + part * BYTES / 2, value);
+        }
     }
 }
-#define COUNT(dtype, count) \
-    case count: NAME(add_terms)(dtype, count, rows, parts, start, size, sum); break;
-#define COUNTS(dtype) \
-    switch (count) { \
-        COUNT(dtype, 1) COUNT(dtype, 2) COUNT(dtype, 4) COUNT(dtype, GROUP) \
+ALWAYS void NAME(add_terms)(
+    const int dtype, const int count, const int first, const int last, const void *const *rows, const double *parts,
+    int64_t start, int64_t size, REAL *restrict sum, void *restrict out) {
+    EACH8(SOURCE)
+    EACH8(PART)
+    if (dtype == BF16 || dtype == F16) {
+        NAME(add_narrow)(dtype, count, first, last, rows, parts, start, size, sum, out);
+        return;
+    }
+    for (int64_t i = 0; i < size; i += STEP) {
+        VECTOR total[PARTS];
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            total[part] = first ? -(VECTOR){0} : AT(sum + i, part);
+            EACH8(TERMS)
+            if (!last)
+                AT(sum + i, part) = total[part];
+        }
+        if (last)
+            NAME(put_line)((REAL *)out + start + i, total);
+    }
+}
+#define LAST(dtype, count) \
+    case count: NAME(add_terms)(dtype, count, 0, 1, rows, parts, start, size, sum, out); break; \
+    case 64 + count: NAME(add_terms)(dtype, count, 1, 1, rows, parts, start, size, sum, out); break;
+#define GROUPS(dtype) \
+    switch (64 * first + 16 * !last + count) { \
+        LAST(dtype, 1) LAST(dtype, 2) LAST(dtype, 3) LAST(dtype, 4) \
+        LAST(dtype, 5) LAST(dtype, 6) LAST(dtype, 7) LAST(dtype, GROUP) \
+        case 16 + GROUP: NAME(add_terms)(dtype, GROUP, 0, 0, rows, parts, start, size, sum, out); break; \
+        default: NAME(add_terms)(dtype, GROUP, 1, 0, rows, parts, start, size, sum, out); \
     } \
     break;
 static void NAME(add_group)(
-    int64_t dtype, int64_t count, const void *const *rows, const double *parts, int64_t start, int64_t size, REAL *sum) {
+    int64_t dtype, int64_t count, int first, int last, const void *const *rows, const double *parts, int64_t start,
+    int64_t size, REAL *sum, void *out) {
     switch (dtype) {
-        case BF16: COUNTS(BF16)
-        case F16: COUNTS(F16)
-        default: COUNTS(NARROW ? F32 : F64)
+        case BF16: GROUPS(BF16)
+        case F16: GROUPS(F16)
+        default: GROUPS(NARROW ? F32 : F64)
     }
 }
-static int NAME(mean)(const struct rows *rows, const double *parts, void *out) {
-    REAL *sum = aligned_alloc(64, SUMS * sizeof(REAL));
-    for (int64_t start = 0; sum != NULL && start < rows->size; start += SUMS) {
-        int64_t size = rows->size - start < SUMS ? rows->size - start : SUMS;
-        for (int64_t i = 0; i < size; i++)
-            sum[i] = -(REAL)0; /* -0 + x is x for every x */
-        for (int64_t peer = 0, count = GROUP; peer < rows->num_peers; peer += count) {
-            while (count > rows->num_peers - peer)
-                count /= 2;
-            NAME(add_group)(rows->dtype, count, rows->rows + peer, parts + peer, start, size, sum);
-        }
-        for (int64_t i = 0; i < size; i += TILE)
-            NAME(put)(rows, start + i, size - i < TILE ? size - i : TILE, sum + i, out);
+/* The same for the few elements that are no whole line. */
+static void NAME(add_rest)(const struct rows *rows, const double *parts, int64_t start, int64_t size, void *out) {
+    REAL sum[TILE];
+    for (int64_t i = 0; i < size; i++) {
+        sum[i] = -(REAL)0;
+        for (int64_t peer = 0; peer < rows->num_peers; peer++)
+            sum[i] += NAME(value)((int)rows->dtype, rows->rows[peer], start + i) * (REAL)parts[peer];
     }
+    NAME(put)(rows, start, size, sum, out);
+}
+static int NAME(mean)(const struct rows *rows, const double *parts, void *out) {
+    const int64_t width = width_of[rows->dtype], line = 64 / width, ahead = (-(uintptr_t)out & 63) / width;
+    REAL *sum = rows->num_peers > GROUP ? aligned_alloc(64, SUMS * sizeof(REAL)) : NULL;
+    int64_t size, start = ahead < rows->size ? ahead : rows->size;
+    if (rows->num_peers > GROUP && sum == NULL)
+        return 0;
+    NAME(add_rest)(rows, parts, 0, start, out);
+    for (; start + line <= rows->size; start += size) {
+        int64_t peer = 0;
+        size = (rows->size - start) / line * line;
+        for (; rows->num_peers - peer > GROUP; peer += GROUP) {
+            size = size < SUMS ? size : SUMS;
+            NAME(add_group)(rows->dtype, GROUP, peer == 0, 0, rows->rows + peer, parts + peer, start, size, sum, out);
+        }
+        NAME(add_group)(
+            rows->dtype, rows->num_peers - peer, peer == 0, 1, rows->rows + peer, parts + peer, start, size, sum, out);
+    }
+    NAME(add_rest)(rows, parts, start, rows->size - start, out);
     streamed();
     free(sum);
-    return sum != NULL;
+    return 1;
 }
 
 /* One that is both must not be halved, it may be denormal; -0 becomes 0. */
@@ -354,10 +476,10 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
     WHOLE kept = (before > above ? above : before) - from;
 
 #if STRAIGHT
-/* Sort what lies at `i` of N tiles, NaN last. */
+/* Sort what lies at `i` of N tiles, NaN as infinity (`top`). */
 #define FETCH(k) \
     REAL v##k = k < N ? tiles[k < N ? k : 0][i] : (REAL)INFINITY; \
-    v##k = v##k < (REAL)INFINITY ? v##k : (REAL)INFINITY;
+    v##k = v##k < top ? v##k : top;
 #define EXCHANGE(a, b) \
     if (b < N) { \
         REAL low = v##b < v##a ? v##b : v##a, high = v##b < v##a ? v##a : v##b; \
@@ -374,10 +496,11 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
         _Pragma("GCC ivdep") for (int64_t i = lanes; i < lanes + 16; i++)
 
 /* Weighted: of the sorted values the last with less than `below` counted before it, by bisection; of values that are
-   equal the first one decides. The upper median is it or the next one: see all_count. */
+   equal the first one decides. The upper median is it or the next one: see all_count. Only the 2^probes middle places
+   are looked at: see probes_saved. */
 #define LESS(k) \
     if (k < N) \
-        before = tiles[k][i] < pivot ? before + counts[k] : before;
+        before = tiles[k][i] < pivot ? before + counts[k][i - lanes] : before;
 #define PROBE(value, accepted) \
     { \
         REAL pivot = value; \
@@ -388,34 +511,41 @@ ALWAYS REAL NAME(middle)(REAL lower, REAL upper) {
         next = accepted ? next : pivot; \
         next_before = accepted ? next_before : before; \
     }
+#define AT_PLACE(k) REAL w##k = sorted[FIRST_PLACE(N, probes) + k < 16 ? FIRST_PLACE(N, probes) + k : 15];
 ALWAYS void NAME(median_of)(
-    const int N, const int equal, const REAL *const *tiles, const struct order *order, REAL *restrict result) {
+    const int N, const int equal, const int probes, const REAL *const *tiles, const struct order *order,
+    REAL *restrict result) {
     const WHOLE below = (WHOLE)order->lower, above = (WHOLE)order->upper;
-    WHOLE counts[MAX_STRAIGHT];
+    WHOLE counts[MAX_STRAIGHT][16] __attribute__((aligned(64)));
     for (int k = 0; k < N; k++)
-        counts[k] = (WHOLE)order->counts[k];
+        for (int lane = 0; lane < 16; lane++)
+            counts[k][lane] = (WHOLE)order->counts[k];
+    /* Known to be infinity, it is compared with; unknown, it takes the minimum, which spares what counting needs. */
+    const volatile REAL unknown = (REAL)INFINITY;
+    const REAL top = equal ? (REAL)INFINITY : unknown;
     LANES(i) {
         SORTED
+        const REAL sorted[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
         if (equal) {
-            const REAL sorted[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
             result[i] = NAME(middle)(sorted[(N - 1) / 2], sorted[N / 2]);
         } else {
-            REAL lower = v0, next = v0;
+            EACH16(AT_PLACE)
+            REAL lower = w0, next = w0;
             WHOLE next_before = above;
             int above7 = 0, by4 = 0, by2 = 0, by1 = 0;
-            if (N > 8)
-                PROBE(v8, above7)
-            REAL w1 = above7 ? v9 : v1, w2 = above7 ? v10 : v2, w3 = above7 ? v11 : v3, w4 = above7 ? v12 : v4;
-            REAL w5 = above7 ? v13 : v5, w6 = above7 ? v14 : v6, w7 = above7 ? v15 : v7;
-            if (N > 4)
+            if (probes > 3)
+                PROBE(w8, above7)
+            w1 = above7 ? w9 : w1, w2 = above7 ? w10 : w2, w3 = above7 ? w11 : w3, w4 = above7 ? w12 : w4;
+            w5 = above7 ? w13 : w5, w6 = above7 ? w14 : w6, w7 = above7 ? w15 : w7;
+            if (probes > 2)
                 PROBE(w4, by4)
             w1 = by4 ? w5 : w1;
             w2 = by4 ? w6 : w2;
             w3 = by4 ? w7 : w3;
-            if (N > 2)
+            if (probes > 1)
                 PROBE(w2, by2)
             w1 = by2 ? w3 : w1;
-            if (N > 1)
+            if (probes > 0)
                 PROBE(w1, by1)
             result[i] = NAME(middle)(lower, next_before < above ? next : lower);
         }
@@ -435,6 +565,7 @@ ALWAYS void NAME(trimmed_of)(const int N, const REAL *const *tiles, const struct
         keeps[k] = kept > 0;
         factor[k] = (REAL)kept * (REAL)order->unit;
     }
+    const REAL top = (REAL)INFINITY;
     LANES(i) {
         SORTED
         REAL total = 0;
@@ -445,15 +576,22 @@ ALWAYS void NAME(trimmed_of)(const int N, const REAL *const *tiles, const struct
 #define TRIMMED(N) \
     case N: NAME(trimmed_of)(N, tiles, order, result); return 1;
 #define EQUAL(N) \
-    case N: NAME(median_of)(N, 1, tiles, order, result); return 1;
+    case N: NAME(median_of)(N, 1, 0, tiles, order, result); return 1;
 #define UNEQUAL(N) \
-    case N: NAME(median_of)(N, 0, tiles, order, result); return 1;
+    case N: \
+        if (saved > 1 && N > 4) \
+            NAME(median_of)(N, 0, ALL_PROBES(N) - 2, tiles, order, result); \
+        else if (saved > 0 && N > 2) \
+            NAME(median_of)(N, 0, ALL_PROBES(N) - 1, tiles, order, result); \
+        else \
+            NAME(median_of)(N, 0, ALL_PROBES(N), tiles, order, result); \
+        return 1;
 #define CASES(S) S(1) S(2) S(3) S(4) S(5) S(6) S(7) S(8) S(9) S(10) S(11) S(12) S(13) S(14) S(15) S(16)
 #endif
 
 /* Whether a tile could be done in registers, and was. */
 static int NAME(straight)(
-    int trimmed, int64_t num_peers, const REAL *const *tiles, const struct order *order, REAL *result) {
+    int trimmed, int64_t num_peers, int saved, const REAL *const *tiles, const struct order *order, REAL *result) {
 #if STRAIGHT
     if (NARROW && trimmed && all_equal(order, num_peers))
         switch (num_peers) { CASES(TRIMMED) }
@@ -524,9 +662,10 @@ ALWAYS int NAME(ordered)(int trimmed, const struct rows *rows, const struct orde
     const REAL **tiles;
     int64_t num_peers = rows->num_peers;
     int done = NAME(room)(rows, 2 * num_peers, &room, &tiles);
+    int saved = trimmed || num_peers > MAX_STRAIGHT ? 0 : probes_saved(order, (int)num_peers);
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         NAME(tiles)(rows, start, room, tiles);
-        if (!NAME(straight)(trimmed, num_peers, tiles, order, result))
+        if (!NAME(straight)(trimmed, num_peers, saved, tiles, order, result))
             NAME(sorted)(trimmed, num_peers, tiles, order, room + num_peers * TILE, result);
         NAME(put)(rows, start, rows->size - start < TILE ? rows->size - start : TILE, result, out);
     }
@@ -543,17 +682,10 @@ static int NAME(trimmed_mean)(const struct rows *rows, const struct order *order
 }
 
 /* Sums of products over the elements: in 64 bytes of lanes within a tile, in 8 doubles within a block. */
-#define VECTOR NAME(vector)
-#define LOOSE NAME(loose)
 #define WIDE NAME(wide)
-#define STEP (64 / (int)sizeof(REAL))
-#define PARTS (64 / BYTES)
-typedef REAL VECTOR __attribute__((vector_size(BYTES)));
-typedef REAL LOOSE __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 struct WIDE {
     double sum[8];
 };
-#define LOAD(place, part) (*(const LOOSE *)((place) + (part) * (BYTES / (int)sizeof(REAL))))
 ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
     REAL each[STEP] __attribute__((aligned(64)));
     memcpy(each, lanes, sizeof each);
@@ -562,6 +694,43 @@ ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
     if (NARROW)
         for (int lane = 0; lane < 8; lane++)
             wide->sum[lane] += (double)each[STEP - 8 + lane];
+}
+/* Few rows: differences from `middle` among themselves, as they come from the memory. All sums stay in registers: what
+   is stored meanwhile is driven out of the first cache by what comes. */
+ALWAYS void NAME(few_pairs)(
+    const int count, const REAL *middle, const REAL *const *rows, struct WIDE *wide) {
+    VECTOR lanes[FEW][FEW][PARTS];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t i = 0; i < TILE; i += STEP)
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            VECTOR centre = LOAD(middle + i, part), values[FEW];
+#pragma GCC unroll 8
+            for (int a = 0; a < count; a++)
+                values[a] = LOAD(rows[a] + i, part) - centre;
+#pragma GCC unroll 8
+            for (int a = 0; a < count; a++)
+#pragma GCC unroll 8
+                for (int b = 0; b < count; b++)
+                    if (a <= b)
+                        lanes[a][b][part] += values[a] * values[b];
+        }
+#pragma GCC unroll 8
+    for (int a = 0; a < count; a++)
+#pragma GCC unroll 8
+        for (int b = 0; b < count; b++)
+            if (a <= b)
+                NAME(flush)(lanes[a][b], wide + a * count + b);
+}
+#define AMONG(a) \
+    case a: NAME(few_pairs)(a, middle, tiles, wide); break;
+static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *tiles, struct WIDE *wide) {
+    switch (num_rows) {
+        AMONG(1) AMONG(2) AMONG(3)
+#if FEW == 7
+        AMONG(4) AMONG(5) AMONG(6) AMONG(7)
+#endif
+    }
 }
 /* num_first tiles against num_second others', or `same`, among themselves. `ahead`: what will be read next. */
 #define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
@@ -611,17 +780,17 @@ ALWAYS void NAME(pairs)(
     case 8 * a + b: NAME(pairs)(a, b, 0, squares, middle, tiles + first, tiles + second, NULL, where); break;
 #define ALONE(a) \
     case a: NAME(pairs)(a, a, 1, squares, middle, tiles + first, tiles + first, ahead ? ahead + first : NULL, where); break;
-/* All peers' tiles against each other. `wide`: a K x K table, of which only second >= first is used. */
+/* All tiles against each other. `wide`: a table of num_rows^2, of which only second >= first is used. */
 ALWAYS void NAME(all_pairs)(
-    const int squares, const REAL *middle, int64_t num_peers, const REAL *const *tiles, const REAL *const *ahead,
+    const int squares, const REAL *middle, int64_t num_rows, const REAL *const *tiles, const REAL *const *ahead,
     struct WIDE *wide) {
-    for (int64_t first = 0; first < num_peers; first += PAIRS)
-        for (int64_t second = first; second < num_peers; second += PAIRS) {
-            int num_first = num_peers - first < PAIRS ? (int)(num_peers - first) : PAIRS;
-            int num_second = num_peers - second < PAIRS ? (int)(num_peers - second) : PAIRS;
+    for (int64_t first = 0; first < num_rows; first += PAIRS)
+        for (int64_t second = first; second < num_rows; second += PAIRS) {
+            int num_first = num_rows - first < PAIRS ? (int)(num_rows - first) : PAIRS;
+            int num_second = num_rows - second < PAIRS ? (int)(num_rows - second) : PAIRS;
             struct WIDE *where[PAIRS];
             for (int a = 0; a < num_first; a++)
-                where[a] = wide + (first + a) * num_peers + second;
+                where[a] = wide + (first + a) * num_rows + second;
             if (first == second)
                 switch (num_first) {
                     ALONE(1) ALONE(2)
@@ -638,36 +807,49 @@ ALWAYS void NAME(all_pairs)(
                 }
         }
 }
-/* The eight lanes of each two peers, added up by halves. */
-static void NAME(fold)(int64_t num_peers, const struct WIDE *wide, double *table) {
-    for (int64_t k = 0; k < num_peers * num_peers; k++) {
-        const double *s = wide[k].sum;
-        double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
-        table[k] = (four[0] + four[2]) + (four[1] + four[3]);
-    }
+/* The eight lanes of each two rows, added up by halves, into a table of all peers. */
+static void NAME(fold)(
+    int64_t num_rows, const int64_t *peers, int64_t num_peers, const struct WIDE *wide, double *table) {
+    memset(table, 0, num_peers * num_peers * sizeof(double));
+    for (int64_t first = 0; first < num_rows; first++)
+        for (int64_t second = first; second < num_rows; second++) {
+            const double *s = wide[first * num_rows + second].sum;
+            double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
+            table[peers[first] * num_peers + peers[second]] = (four[0] + four[2]) + (four[1] + four[3]);
+        }
 }
 static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, double *table) {
     REAL *room;
     const REAL **tiles, **ahead;
-    int64_t num_peers = rows->num_peers, square = num_peers * num_peers;
-    int done = NAME(room)(rows, 0, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
+    int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0;
+    int done = NAME(room)(rows, 1, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
+    int64_t *peers = malloc(num_peers * sizeof(int64_t));
     ahead = malloc(num_peers * sizeof(REAL *));
-    done = done && wide != NULL && ahead != NULL;
+    done = done && wide != NULL && peers != NULL && ahead != NULL;
+    for (int64_t peer = 0; done && peer < num_peers; peer++)
+        if (measure == SQUARES || peer != centre)
+            peers[num_rows++] = peer;
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
-        NAME(tiles)(rows, start, room, tiles);
-        for (int64_t peer = 0; direct && peer < num_peers; peer++)
-            ahead[peer] = (const REAL *)rows->rows[peer] + start + TILE;
+        for (int64_t k = 0; k < num_rows; k++) {
+            tiles[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
+            if (direct)
+                ahead[k] = (const REAL *)rows->rows[peers[k]] + start + TILE;
+        }
+        const REAL *middle = measure == SQUARES ? NULL : NAME(tile)(rows, centre, start, room + num_peers * TILE);
         if (measure == SQUARES)
-            NAME(all_pairs)(1, tiles[0], num_peers, tiles, direct ? ahead : NULL, wide);
-        else /* of differences from the centre */
-            NAME(all_pairs)(0, tiles[centre], num_peers, tiles, direct ? ahead : NULL, wide);
+            NAME(all_pairs)(1, NULL, num_rows, tiles, direct ? ahead : NULL, wide);
+        else if (num_rows <= FEW)
+            NAME(few)(num_rows, middle, tiles, wide);
+        else
+            NAME(all_pairs)(0, middle, num_rows, tiles, direct ? ahead : NULL, wide);
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
-            NAME(fold)(num_peers, wide, table + start / BLOCK * square);
+            NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
     free(ahead);
+    free(peers);
     free(wide);
     free(room);
     free(tiles);
@@ -691,8 +873,8 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef SOURCE
 #undef PART
 #undef TERM
-#undef COUNT
-#undef COUNTS
+#undef LAST
+#undef GROUPS
 #undef KEPT
 #undef FETCH
 #undef EXCHANGE
@@ -700,6 +882,7 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef LANES
 #undef LESS
 #undef PROBE
+#undef AT_PLACE
 #undef KEEP
 #undef TRIMMED
 #undef EQUAL
@@ -707,12 +890,16 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef CASES
 #undef VECTOR
 #undef LOOSE
+#undef BITS
+#undef TERMS
 #undef WIDE
 #undef STEP
 #undef PARTS
 #undef LOAD
+#undef AT
 #undef WANTED
 #undef ACROSS
+#undef AMONG
 #undef ALONE
 
 #endif

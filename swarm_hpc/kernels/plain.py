@@ -70,7 +70,10 @@ class Backend(Protocol):
         """`reference.trimmed_mean`"""
 
     def sums(self, rows: Rows, measure: Measure, centre: int) -> npt.NDArray[np.float64]:
-        """[ceil(P / BLOCK), K, K]: above and on the diagonal (SQUARES: above), each block's sums."""
+        """[ceil(P / BLOCK), K, K]: above and on the diagonal (SQUARES: above), each block's sums.
+
+        Those with the centre are 0, whatever its values are: its differences from itself are none.
+        """
 
     def bounded(self, rows: Rows, limit: float) -> list[bool]:
         """For each peer, whether no value is NaN or beyond the limit."""
@@ -169,7 +172,7 @@ class Plain:
                     if measure is Measure.SQUARES:
                         difference = block[first] - block[second]
                         sums[first, second] = _sum(difference * difference)
-                    else:
+                    elif centre not in (first, second):
                         sums[first, second] = _sum(block[first] * block[second])
         return table
 

@@ -89,6 +89,63 @@ def test_every_backend_has_the_bits_of_numpy(dtype, num_peers):
                     assert same(found, wanted_sums), (backend.name, measure, size)
 
 
+@pytest.mark.parametrize("num_peers", range(2, 18))
+def test_a_median_has_the_bits_of_numpy_however_far_the_weights_are_apart(num_peers):
+    chance = np.random.default_rng(num_peers)
+    # nearly equal ones leave a few places in the middle, one that outweighs all others leaves every place
+    weightings = [[1.0 + step * peer for peer in range(num_peers)] for step in (1e-3, 0.05, 0.3, 1.0, 5.0)]
+    weightings += [[1.5**peer for peer in range(num_peers)], [1e-6] * (num_peers - 1) + [1.0]]
+    weightings += [list(chance.random(num_peers) + 0.01) for _ in range(3)]
+    for share_special in (0, 0.7):
+        rows = rows_of(num_peers, TILE + 9, "F32", chance, share_special)
+        for weights in weightings:
+            counts = quanta(shares(weights, num_peers))
+            found, wanted = np.empty_like(rows[0]), np.empty_like(rows[0])
+            PLAIN.median(rows, Order(counts, *bounds(counts)), wanted)
+            for backend in OTHERS:
+                backend.median(rows, Order(counts, *bounds(counts)), found)
+                assert found.tobytes() == wanted.tobytes(), (backend.name, weights)
+
+
+@pytest.mark.parametrize("num_peers", range(1, 18))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_mean_has_the_bits_of_numpy_wherever_the_result_begins_and_ends(dtype, num_peers):
+    chance = np.random.default_rng(num_peers)
+    parts = shares([float(1 + peer % 3) for peer in range(num_peers)], num_peers)
+    for size in (1, 31, 32, 33, 64, 100, 2 * TILE):
+        rows = rows_of(num_peers, size, dtype, chance)
+        for offset in (0, 1, 3, 16, 31):
+            found, wanted = (np.full(size + 64, 77).astype(DTYPES[dtype]) for _ in range(2))
+            PLAIN.mean(rows, parts, wanted[offset : offset + size])
+            for backend in OTHERS:
+                backend.mean(rows, parts, found[offset : offset + size])
+                assert found.tobytes() == wanted.tobytes(), (backend.name, size, offset)
+
+
+@pytest.mark.parametrize("num_peers", [9, 17])
+def test_a_mean_of_many_peers_has_the_bits_of_numpy_beyond_what_is_added_up_in_the_cache(num_peers):
+    rows = rows_of(num_peers, (1 << 16) + 77, "F32", np.random.default_rng(0))
+    parts = shares([1.0] * num_peers, num_peers)
+    found, wanted = np.empty_like(rows[0]), np.empty_like(rows[0])
+    PLAIN.mean(rows, parts, wanted)
+    for backend in OTHERS:
+        backend.mean(rows, parts, found)
+        assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
+@pytest.mark.parametrize("num_peers", range(1, 18))
+def test_sums_of_products_with_the_centre_are_0_and_the_others_those_of_numpy(backend, num_peers):
+    rows = rows_of(num_peers, 3 * TILE + 7, "F32", np.random.default_rng(num_peers), share_special=0)
+    rows[num_peers // 2][5] = np.inf
+    for centre in (0, num_peers - 1):
+        for measure in (Measure.GRAM, Measure.PRODUCTS):
+            table, wanted = (one.sums(rows, measure, centre) for one in (backend, PLAIN))
+            assert not table[:, centre].any() and not table[:, :, centre].any()
+            assert same(table, wanted)
+            assert np.array_equal(*(np.nan_to_num(one.diagonal(axis1=1, axis2=2)) for one in (table, wanted)))
+
+
 value = st.sampled_from(SPECIAL)
 
 
