@@ -4,7 +4,7 @@
 
 Prints a table (or JSON) and writes benchmarks/results/merge.json. flwr, NVFLARE and geom-median run from their own
 packages, installed once into an environment of their own in the cache folder (peers.txt), in one thread as they do by
-themselves. They, numpy and torch are slow: by default they merge the smallest size among at most 8 peers.
+themselves. Models lie where a node puts its peers' (kernels/rooms.py). Others, numpy and torch are slow: by default they merge the smallest size among at most 8 peers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from timing import make_models, measure
 
 from swarm_hpc.cache import cache_folder
 from swarm_hpc.kernels import cpu
+from swarm_hpc.kernels.rooms import room
 
 Row = dict[str, Any]
 Merge = Callable[[], object]
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def measure_all(num_peers: int, num_parameters: int, threads: list[int], repeats: int, slow: bool) -> Iterator[Row]:
-    models = make_models(num_peers, num_parameters)
+    models = [placed(model, number) for number, model in enumerate(make_models(num_peers, num_parameters))]
     out = np.zeros(num_parameters, np.float32)
     backends = cpu.backends()
     for count in threads:
@@ -85,6 +86,13 @@ def measure_all(num_peers: int, num_parameters: int, threads: list[int], repeats
             yield measure(models, merge, 2, method=method, backend="numpy", weights=weights)
         for method, backend, weights, merge in torch_merges(models):
             yield measure(models, merge, 2, method=method, backend=backend, weights=weights)
+
+
+def placed(model: np.ndarray, number: int) -> np.ndarray:
+    """The model where a node would have put it."""
+    found = np.frombuffer(room(model.nbytes, number), model.dtype)
+    found[:] = model
+    return found
 
 
 def merges(models: list[np.ndarray], out: np.ndarray, threads: int, backend: Any) -> Iterator[tuple[str, str, Merge]]:

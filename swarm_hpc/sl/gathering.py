@@ -12,6 +12,7 @@ from typing import Final
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotReachable, TimedOut
 from swarm_hpc.kernels.plan import ReadableBuffer
+from swarm_hpc.kernels.rooms import room
 from swarm_hpc.records import CheckIn, TrainingContract
 from swarm_hpc.sl.exchange import Exchange
 
@@ -30,8 +31,9 @@ class Gathering:
         self.missing: dict[str, Exception] = {}
         """Blobs that could not be had in the latest try, and why: each an error of NOT_NOW."""
         self._exchange = exchange
-        self._used: list[bytearray] = []
-        self._spare: dict[int, list[bytearray]] = {size_bytes: [] for size_bytes in sizes_bytes}
+        self._used: list[memoryview] = []
+        self._spare: dict[int, list[memoryview]] = {size_bytes: [] for size_bytes in sizes_bytes}
+        self._num_rooms = 0
 
     @contextmanager
     def for_a_round(self) -> Iterator[None]:
@@ -44,7 +46,7 @@ class Gathering:
         finally:
             self.blobs, self.missing, self._used = {}, {}, []
 
-    def room(self, size_bytes: int) -> bytearray:
+    def room(self, size_bytes: int) -> memoryview:
         """Memory for a blob of one of the sizes, until the end of the round."""
         data = self._take(size_bytes)
         self._used.append(data)
@@ -68,7 +70,7 @@ class Gathering:
             async with limit:
                 rooms = {size_bytes: self._take(size_bytes) for size_bytes in self._spare}
                 try:
-                    data = await self._exchange.fetch(blob, holders, *[memoryview(room) for room in rooms.values()])
+                    data = await self._exchange.fetch(blob, holders, *rooms.values())
                 except NOT_NOW as exc:
                     self.missing[blob] = exc
                 except BlobCorrupt as exc:
@@ -88,9 +90,11 @@ class Gathering:
             if isinstance(result, BaseException):
                 raise result
 
-    def _take(self, size_bytes: int) -> bytearray:
-        spare = self._spare[size_bytes]
-        return spare.pop() if spare else bytearray(size_bytes)
+    def _take(self, size_bytes: int) -> memoryview:
+        if spare := self._spare[size_bytes]:
+            return spare.pop()
+        self._num_rooms += 1
+        return room(size_bytes, self._num_rooms)
 
 
 def lost(check_ins: Sequence[CheckIn], missing: Mapping[str, Exception], contract: TrainingContract) -> list[str]:

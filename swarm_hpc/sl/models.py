@@ -120,7 +120,7 @@ class Models:
     # --- merging ---
 
     def whole(
-        self, number: int, check_ins: Mapping[str, ReadableBuffer], room: Callable[[int], bytearray]
+        self, number: int, check_ins: Mapping[str, ReadableBuffer], room: Callable[[int], memoryview]
     ) -> dict[str, ReadableBuffer]:
         """The models that the check-ins' blobs stand for. `room`: memory for a model. BlobNotFound if `needs_base`."""
         if self.needs_base(number, check_ins):
@@ -129,8 +129,8 @@ class Models:
         if self.forms.check_in is not None:
             for name, blob in check_ins.items():
                 if self.forms.is_difference(blob, self.forms.check_in):
-                    models[name] = room(self._size_bytes)
-                    self.forms.check_in.decode(blob, self._base, memoryview(models[name]))
+                    models[name] = model = room(self._size_bytes)
+                    self.forms.check_in.decode(blob, self._base, model)
         return models
 
     def round_off(self, number: int, check_ins: Mapping[str, ReadableBuffer], merged: str) -> str:

@@ -24,6 +24,7 @@ from swarm_hpc.errors import BlobError, MergeError, NotShared, TransportError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.joined import Joined, Numbers
 from swarm_hpc.kernels.plan import Layout, Shard, shards
+from swarm_hpc.kernels.rooms import apart
 from swarm_hpc.records import Merge, Round, RoundState, Statement
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import so_far
@@ -87,8 +88,8 @@ class ShardedMerge:
             raise NotShared(f"not done within {within_s:.0f} s: {work.waiting_for}") from exc
 
     def room(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Buffers of these sizes, each from a cache line's start on: the same memory the next time."""
-        starts = list(accumulate((-(-size // cpu.LINE) * cpu.LINE for size in sizes), initial=0))
+        """Buffers of these sizes, placed as `rooms.room` says: the same memory the next time."""
+        starts = list(accumulate(map(apart, sizes), initial=0))
         if len(self._room) < starts[-1]:
             self._room = bytearray(starts[-1])
         room = memoryview(self._room)

@@ -16,6 +16,7 @@ from swarm_hpc.errors import BlobCorrupt, NotReachable
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, shards, values
+from swarm_hpc.kernels.rooms import room
 from swarm_hpc.records import CheckIn, Merge, Wire
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, holders_of
@@ -49,7 +50,9 @@ class Stream:
         self.chunks = (Shard(0, first.stop), *(cut for cut in others if cut.size_bytes))
         """All of a blob, its header in the first one."""
         self._slot_bytes = max(chunk.size_bytes for chunk in self.chunks)
-        self._spare: list[bytearray] = []
+        self._spare: list[memoryview] = []
+        self._num_rooms = 0
+        self._making = threading.Lock()
 
     async def merge(
         self,
@@ -110,12 +113,13 @@ class Stream:
             raise why
         return merging.result()
 
-    def room(self) -> bytearray:
+    def room(self) -> memoryview:
         """Memory for one chunk."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return bytearray(self._slot_bytes)
+        with self._making:
+            if self._spare:
+                return self._spare.pop()
+            self._num_rooms += 1
+            return room(self._slot_bytes, self._num_rooms)
 
 
 class _Stopped(Exception):
@@ -181,7 +185,7 @@ class _Work:
             self.stopped = True
             self.changed.notify_all()
 
-    def slots(self) -> list[bytearray]:
+    def slots(self) -> list[memoryview]:
         """The memory of all windows; to be used again once no thread runs any more."""
         return [slot for window in self.windows.values() for slot in window.slots]
 
@@ -230,14 +234,14 @@ class _Window(HashingSink):
         super().__init__(blob)
         self.num_chunks = 0
         """That have arrived."""
-        self.slots: list[bytearray] = []
+        self.slots: list[memoryview] = []
         self.begun = asyncio.Event()
         self._work = work
 
     def chunk(self, number: int) -> memoryview:
         """One that has arrived, until it is merged."""
         chunk = self._work.stream.chunks[number]
-        return memoryview(self.slots[number % _SLOTS])[: chunk.size_bytes]
+        return self.slots[number % _SLOTS][: chunk.size_bytes]
 
     def begin(self, size_bytes: int) -> None:
         expected = self._work.stream.layout.size_bytes

@@ -126,7 +126,7 @@ class _Replay:
         # without a layout there is a mismatch, or nothing to read
         assert self._layout is not None and self._models is not None
         try:
-            models = self._models.whole(round_.number, blobs, bytearray)
+            models = self._models.whole(round_.number, blobs, lambda size_bytes: memoryview(bytearray(size_bytes)))
             merged = merge_blobs(self._layout, self._spec.merge, round_.check_ins, models, self._models.spare)
         except BlobNotFound as exc:
             return str(exc)
