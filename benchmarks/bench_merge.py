@@ -2,9 +2,10 @@
 
     python benchmarks/bench_merge.py [--json] [--quick] [--sizes 25000000] [--peers 4 8] [--threads 1 2]
 
-Prints a table (or JSON) and writes benchmarks/results/merge.json. flwr, NVFLARE and geom-median run from their own
-packages, installed once into an environment of their own in the cache folder (peers.txt), in one thread as they do by
-themselves. Models lie where a node puts its peers' (kernels/rooms.py). Others, numpy and torch are slow: by default they merge the smallest size among at most 8 peers.
+Prints a table (or JSON) and writes benchmarks/results/merge.json. Models lie where a node puts those of its peers
+(kernels/rooms.py). flwr, NVFLARE and geom-median run from their own packages, installed once into an environment of
+their own in the cache folder (peers.txt), in one thread as they do by themselves. They, numpy and torch are slow: by
+default they merge the smallest size among at most 8 peers.
 """
 
 from __future__ import annotations
