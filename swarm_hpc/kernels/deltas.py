@@ -20,7 +20,19 @@ import numpy.typing as npt
 
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels.arena import DTYPES, Array
-from swarm_hpc.kernels.plan import WIDTHS, Layout, ReadableBuffer, Rule, Segment, TensorSpec, place, segments
+from swarm_hpc.kernels.plan import (
+    WIDTHS,
+    Layout,
+    ReadableBuffer,
+    Rule,
+    Segment,
+    Shard,
+    TensorSpec,
+    clipped,
+    place,
+    segments,
+    values,
+)
 from swarm_hpc.records import Wire
 
 BLOCK: Final = 1024
@@ -103,10 +115,17 @@ class Deltas:
         `out` may be `base`. MergeError where a buffer has another size.
         """
         self._check(out, base, compact)
-        out[: len(self._model.header)] = self._model.header
+        whole = values(self._model)
+        out[: whole.start] = self._model.header
+        self.decode_shard(compact, base, whole, out[whole.start :])
+
+    def decode_shard(self, compact: ReadableBuffer, base: ReadableBuffer, shard: Shard, out: memoryview) -> None:
+        """The same for the bytes of a shard of `plan.shards` with a grain that is a multiple of BLOCK."""
 
         def work(part: _Part, begin: int, end: int) -> None:
-            target = _values(out, part.segment, begin, end)
+            dtype = DTYPES[part.segment.dtype]
+            offset = part.segment.start + begin * dtype.itemsize - shard.start
+            target = np.frombuffer(out, dtype, end - begin, offset)
             if part.wide is None:
                 target[...] = _raw(compact, part, begin, end)
                 return
@@ -116,7 +135,7 @@ class Deltas:
             _canonical(total)
             target[...] = total
 
-        self._run(work)
+        self._run(work, shard)
 
     def leave(self, model: ReadableBuffer, base: ReadableBuffer, compact: ReadableBuffer, left: _Float) -> None:
         """`compact` was made of these with `left` added, and has arrived: make `left` what the next one has to add."""
@@ -164,12 +183,16 @@ class Deltas:
             if (found := memoryview(buffer).nbytes) != layout.size_bytes:
                 raise MergeError(f"a blob of {found} bytes instead of {layout.size_bytes}")
 
-    def _run(self, work: Callable[[_Part, int, int], None]) -> None:
-        """`work` for chunks that cover every part, and begin at multiples of BLOCK."""
+    def _run(self, work: Callable[[_Part, int, int], None], shard: Shard | None = None) -> None:
+        """`work` for chunks that cover every part, as far as it is in the shard, and begin at multiples of BLOCK."""
         with np.errstate(all="ignore"):
             for part in self._parts:
-                for begin in range(0, part.size, _CHUNK):
-                    work(part, begin, min(begin + _CHUNK, part.size))
+                width, start = WIDTHS[part.segment.dtype], part.segment.start
+                inside = clipped(part.segment, shard or values(self._model))
+                if inside is not None:
+                    stop = (inside.stop - start) // width
+                    for begin in range((inside.start - start) // width, stop, _CHUNK):
+                        work(part, begin, min(begin + _CHUNK, stop))
 
 
 def _scales(segment: Segment) -> str:

@@ -48,9 +48,14 @@ class Member:
         """Send heartbeats for ever. Fenced or DuplicateNode: another process has taken over, and this one must stop."""
         while True:
             await asyncio.sleep(self._lease_s / _BEATS_PER_LEASE)
+            incarnation = self.incarnation
             try:
-                self._lease_s = await self._sn.heartbeat(self.name, self.incarnation, self.report())
-            except NotFound:
+                self._lease_s = await self._sn.heartbeat(self.name, incarnation, self.report())
+            except (NotFound, Fenced) as exc:
+                if await self._has_registered_since(incarnation):
+                    continue
+                if isinstance(exc, Fenced):
+                    raise
                 await self._return()
             except (TransportError, LedgerHalted) as exc:
                 log.warning("no heartbeat: %s", exc)
@@ -62,10 +67,8 @@ class Member:
             try:
                 return await request(incarnation)
             except Fenced:
-                # a return to the ledger may be under way
-                async with self._registering:
-                    if self.incarnation == incarnation:
-                        raise
+                if not await self._has_registered_since(incarnation):
+                    raise
 
     async def stand_back(self) -> None:
         """Be away in every contract, until it checks in or joins again, but alive and registered.
@@ -86,6 +89,11 @@ class Member:
                 await self._sn.leave(self.name, self.incarnation)
         except (SwarmError, TimeoutError) as exc:
             log.info("did not leave properly: %s", exc or "no answer in time")
+
+    async def _has_registered_since(self, incarnation: int) -> bool:
+        """Whether this process itself has left that incarnation behind; one that it is about to leave counts."""
+        async with self._registering:
+            return self.incarnation != incarnation
 
     async def _return(self) -> None:
         log.warning("the SN took this node for lost; registering again")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from swarm_hpc.errors import BlobCorrupt, MergeError
 from swarm_hpc.kernels import cpu
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer, check_same, parse
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, check_same, parse, shards, values
 from swarm_hpc.records import CheckIn, Merge
 from swarm_hpc.transport.blobs import hash_bytes
+
+CHUNK_BYTES: Final = 8 << 20
+"""Of each peer's model, about so much is merged at a time where not all of it is in memory."""
 
 
 def merge_blobs(
@@ -30,6 +34,36 @@ def merge_blobs(
     weights = [effective_weight(check_in) for check_in in ordered]
     cpu.merge(layout, merge, buffers, weights, out, threads=cpu.usable_threads())
     return hash_bytes(out)
+
+
+def merge_pieces(
+    layout: Layout,
+    merge: Merge,
+    check_ins: Sequence[CheckIn],
+    chunks: Sequence[Shard],
+    piece: Callable[[int, CheckIn, Shard], memoryview],
+    out: memoryview,
+) -> str:
+    """As `merge_blobs`, chunk by chunk, by a method that takes each element by itself.
+
+    `piece`: the chunk's bytes of a check-in's model; they are not needed any more when those of the next chunk are
+    asked for. The int is the check-in's place among all.
+    """
+    ordered = in_order(check_ins)
+    weights = [effective_weight(check_in) for check_in in ordered]
+    out[: len(layout.header)] = layout.header
+    for chunk in chunks:
+        pieces = [piece(number, check_in, chunk) for number, check_in in enumerate(ordered)]
+        target = out[chunk.start : chunk.stop]
+        cpu.merge_shard(layout, merge, chunk, pieces, weights, target, threads=cpu.usable_threads())
+    return hash_bytes(out)
+
+
+def cut(layout: Layout, grain: int, chunk_bytes: int = CHUNK_BYTES) -> tuple[Shard, ...]:
+    """All values in chunks of about `chunk_bytes`, none empty."""
+    whole = values(layout)
+    count = max(1, -(-whole.size_bytes // chunk_bytes))
+    return tuple(chunk for chunk in shards(layout, count, grain) if chunk.size_bytes)
 
 
 def in_order(check_ins: Sequence[CheckIn]) -> list[CheckIn]:

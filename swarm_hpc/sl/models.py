@@ -7,15 +7,18 @@ the ledger has, says from what a difference is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from swarm_hpc.errors import BlobNotFound
-from swarm_hpc.kernels.deltas import Deltas
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer
-from swarm_hpc.records import Merge, Wire
+from swarm_hpc.kernels.deltas import BLOCK, Deltas
+from swarm_hpc.kernels.mixture import METHODS as MIXTURES
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard
+from swarm_hpc.kernels.rooms import room as place
+from swarm_hpc.records import CheckIn, Merge, Wire
+from swarm_hpc.sl.merge import CHUNK_BYTES, check_blob, cut, in_order, merge_blobs, merge_pieces
 from swarm_hpc.transport.blobs import hash_bytes
 
 _RESULT_WIRE: Final = Wire.BF16
@@ -60,13 +63,14 @@ class Forms:
 class Models:
     """The latest result, what it is seen from, and the memory for both, kept from round to round. Blocks."""
 
-    def __init__(self, layout: Layout, merge: Merge) -> None:
+    def __init__(self, layout: Layout, merge: Merge, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.forms = Forms(layout, merge)
         self.spare = memoryview(bytearray(layout.size_bytes))
         """Room for one more model beside the arena: results are made whole before they count."""
         self.blob = ""
         """Hash of the published form of what is in `spare`; empty while that is unsure."""
-        self._size_bytes = layout.size_bytes
+        self._chunks = cut(layout, BLOCK, chunk_bytes)
+        self._slots: list[memoryview] = []
         self._base, self._base_round = memoryview(b""), 0
         self._difference = memoryview(b"")
         """Room for a result in compact form."""
@@ -119,29 +123,66 @@ class Models:
 
     # --- merging ---
 
-    def whole(
-        self, number: int, check_ins: Mapping[str, ReadableBuffer], room: Callable[[int], memoryview]
-    ) -> dict[str, ReadableBuffer]:
-        """The models that the check-ins' blobs stand for. `room`: memory for a model. BlobNotFound if `needs_base`."""
-        if self.needs_base(number, check_ins):
-            raise BlobNotFound(f"the result of round {number - 1}, from which peers' parameters differ, cannot be had")
-        models = dict(check_ins)
-        if self.forms.check_in is not None:
-            for name, blob in check_ins.items():
-                if self.forms.is_difference(blob, self.forms.check_in):
-                    models[name] = model = room(self._size_bytes)
-                    self.forms.check_in.decode(blob, self._base, model)
-        return models
+    def merge(
+        self,
+        number: int,
+        check_ins: Sequence[CheckIn],
+        blobs: Mapping[str, ReadableBuffer],
+        room: Callable[[int], memoryview],
+    ) -> str:
+        """Merge the check-ins' blobs into `spare`, and make of it what everybody gets; the hash to publish.
 
-    def round_off(self, number: int, check_ins: Mapping[str, ReadableBuffer], merged: str) -> str:
-        """`spare` has the merge of these, with that hash: make it what everybody gets of it; the published hash."""
-        form = self.forms.result_form(number, check_ins)
+        `room`: memory for a model, where one is needed for each peer. BlobNotFound if `needs_base`, else as
+        `merge.merge_blobs`.
+        """
+        forms, named = self.forms, {check_in.blob: blobs[check_in.blob] for check_in in check_ins}
+        if self.needs_base(number, named):
+            raise BlobNotFound(f"the result of round {number - 1}, from which peers' parameters differ, cannot be had")
+        if forms.check_in is None:
+            merged = merge_blobs(forms.layout, forms.merge, check_ins, named, self.spare)
+        elif forms.merge.method in MIXTURES:
+            models = self._whole(named, forms.check_in, room)
+            merged = merge_blobs(forms.layout, forms.merge, check_ins, models, self.spare)
+        else:
+            merged = self._merge_pieces(check_ins, named, forms.check_in)
+        form = forms.result_form(number, named)
         self._compact = form is not None
         if form is None:
             return merged
         form.encode(self.spare, self._base, self._difference)
         form.decode(self._difference, self._base, self.spare)
         return hash_bytes(self._difference)
+
+    def _whole(
+        self, blobs: Mapping[str, ReadableBuffer], form: Deltas, room: Callable[[int], memoryview]
+    ) -> dict[str, ReadableBuffer]:
+        """The models that the blobs stand for."""
+        models = dict(blobs)
+        for name, blob in blobs.items():
+            if self.forms.is_difference(blob, form):
+                models[name] = model = room(self.forms.layout.size_bytes)
+                form.decode(blob, self._base, model)
+        return models
+
+    def _merge_pieces(self, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas) -> str:
+        """One chunk of each peer's model after the other."""
+        layout = self.forms.layout
+        differ = {name for name, blob in blobs.items() if self.forms.is_difference(blob, form)}
+        for check_in in in_order(check_ins):
+            if check_in.blob not in differ:
+                check_blob(layout, blobs[check_in.blob], check_in.node)
+        largest = max((chunk.size_bytes for chunk in self._chunks), default=0)
+        while len(self._slots) < len(check_ins):
+            self._slots.append(place(largest, len(self._slots)))
+
+        def piece(number: int, check_in: CheckIn, chunk: Shard) -> memoryview:
+            if check_in.blob not in differ:
+                return memoryview(blobs[check_in.blob]).cast("B")[chunk.start : chunk.stop]
+            found = self._slots[number][: chunk.size_bytes]
+            form.decode_shard(blobs[check_in.blob], self._base, chunk, found)
+            return found
+
+        return merge_pieces(layout, self.forms.merge, check_ins, self._chunks, piece, self.spare)
 
     # --- results ---
 

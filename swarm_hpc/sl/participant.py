@@ -31,7 +31,6 @@ from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, Gathering, lost
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
-from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.sl.models import Models
 from swarm_hpc.sl.shards import ShardedMerge, digest
 from swarm_hpc.sl.streaming import Stream, can_stream
@@ -266,13 +265,9 @@ class Participant:
             await self._bring(range(round_.number - 1, round_.number))
         self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
         with self.laps.lap(Phase.MERGE):
-            return await asyncio.to_thread(self._merge_gathered, round_)
-
-    def _merge_gathered(self, round_: Round) -> str:
-        blobs = {check_in.blob: self._gathering.blobs[check_in.blob] for check_in in round_.check_ins}
-        models = self._models.whole(round_.number, blobs, self._gathering.room)
-        merged = merge_blobs(self._arena.layout, self._spec.merge, round_.check_ins, models, self._models.spare)
-        return self._models.round_off(round_.number, blobs, merged)
+            return await asyncio.to_thread(
+                self._models.merge, round_.number, round_.check_ins, gathering.blobs, gathering.room
+            )
 
     async def _drop_lost(self, round_: Round) -> bool:
         """Go on without the nodes that are away with the only copy of their blob; whether there are any."""

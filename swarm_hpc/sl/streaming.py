@@ -15,16 +15,14 @@ from typing import Any, Final
 from swarm_hpc.errors import BlobCorrupt, NotReachable
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
-from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, shards, values
+from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, values
 from swarm_hpc.kernels.rooms import room
 from swarm_hpc.records import CheckIn, Merge, Wire
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, holders_of
-from swarm_hpc.sl.merge import check_header, effective_weight, in_order
+from swarm_hpc.sl.merge import CHUNK_BYTES, check_header, cut, effective_weight, in_order
 from swarm_hpc.transport.blobs import BLOCK_BYTES, HashingSink, hasher
 
-CHUNK_BYTES: Final = 8 << 20
-"""Of each peer's blob, at most so much, give or take a cache line's elements, is merged at a time."""
 _SLOTS: Final = 2
 """Chunks of a peer in memory: one that is merged, one that arrives."""
 
@@ -45,9 +43,8 @@ class Stream:
         self.layout = layout
         self.method = merge
         self._exchange = exchange
-        whole = values(layout)
-        first, *others = shards(layout, max(1, -(-whole.size_bytes // chunk_bytes)), cpu.grain(merge))
-        self.chunks = (Shard(0, first.stop), *(cut for cut in others if cut.size_bytes))
+        first, *others = cut(layout, cpu.grain(merge), chunk_bytes) or (values(layout),)
+        self.chunks = (Shard(0, first.stop), *others)
         """All of a blob, its header in the first one."""
         self._slot_bytes = max(chunk.size_bytes for chunk in self.chunks)
         self._spare: list[memoryview] = []

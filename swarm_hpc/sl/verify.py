@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, MergeError, ModelMismatch
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, model_hash, parse
 from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState
-from swarm_hpc.sl.merge import check_blob, merge_blobs
+from swarm_hpc.sl.merge import check_blob
 from swarm_hpc.sl.models import Models
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -124,16 +124,16 @@ class _Replay:
     def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> str:
         """What is missing to merge them."""
         # without a layout there is a mismatch, or nothing to read
-        assert self._layout is not None and self._models is not None
+        assert self._models is not None
         try:
-            models = self._models.whole(round_.number, blobs, lambda size_bytes: memoryview(bytearray(size_bytes)))
-            merged = merge_blobs(self._layout, self._spec.merge, round_.check_ins, models, self._models.spare)
+            merged = self._models.merge(
+                round_.number, round_.check_ins, blobs, lambda size_bytes: memoryview(bytearray(size_bytes))
+            )
         except BlobNotFound as exc:
             return str(exc)
         except MergeError as exc:
             self._wrong(round_.number, "", str(exc))
             return ""
-        merged = self._models.round_off(round_.number, blobs, merged)
         if merged == round_.merged:
             self._models.keep(round_.number)
         else:

@@ -1,0 +1,144 @@
+"""Models that arrive as differences, and what is published of their merge."""
+
+import numpy as np
+import pytest
+
+from swarm_hpc.errors import BlobCorrupt, BlobNotFound, ModelMismatch
+from swarm_hpc.kernels.arena import DTYPES
+from swarm_hpc.kernels.plan import TensorSpec, place
+from swarm_hpc.records import CheckIn, Merge, MergeMethod, Wire
+from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.sl.models import Models
+from swarm_hpc.transport.blobs import hash_bytes
+
+LAYOUT = place(
+    [
+        TensorSpec("weight", "F32", (5003,)),
+        TensorSpec("wide", "F64", (1025,)),
+        TensorSpec("half", "F16", (77,)),
+        TensorSpec("steps", "I64", (3,)),
+        TensorSpec("flag", "BOOL", ()),
+    ]
+)
+CHUNK_BYTES = 9000
+
+
+def model(seed, layout=LAYOUT):
+    chance = np.random.default_rng(seed)
+    blob = bytearray(layout.size_bytes)
+    blob[: len(layout.header)] = layout.header
+    for placed in layout.tensors:
+        dtype = DTYPES[placed.spec.dtype]
+        size = (placed.stop - placed.start) // dtype.itemsize
+        np.frombuffer(blob, dtype, size, placed.start)[:] = (chance.standard_normal(size) * 3).astype(dtype)
+    return memoryview(blob)
+
+
+def started(merge, base):
+    """A node that has the result of round 1."""
+    models = Models(LAYOUT, merge, chunk_bytes=CHUNK_BYTES)
+    models.spare[:] = base
+    models.keep(1)
+    return models
+
+
+def room(size_bytes):
+    return memoryview(bytearray(size_bytes))
+
+
+def check_ins_of(blobs):
+    names = [hash_bytes(blob) for blob in blobs]
+    nodes = [CheckIn(node=f"s{i}/sl/sl", blob=name, weight=1 + i) for i, name in enumerate(names)]
+    return nodes, dict(zip(names, blobs, strict=True))
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
+@pytest.mark.parametrize("method", MergeMethod)
+def test_a_merge_is_that_of_the_models_that_the_differences_stand_for(method, wire):
+    """One of the four checks in whole; the merge in chunks has the bits of the one of whole models."""
+    merge, base = Merge(method=method, wire=wire), model(0)
+    sent = [bytes(started(merge, base).outgoing(2, model(seed))) for seed in (1, 2, 3)]
+    check_ins, blobs = check_ins_of([*sent, bytes(model(4))])
+    models = started(merge, base)
+    published = models.merge(2, check_ins, blobs, room)
+
+    opened = {}
+    for name, blob in blobs.items():
+        opened[name] = blob
+        if len(blob) != LAYOUT.size_bytes:
+            opened[name] = room(LAYOUT.size_bytes)
+            models.forms.check_in.decode(blob, base, opened[name])
+    exact = room(LAYOUT.size_bytes)
+    merge_blobs(LAYOUT, merge, check_ins, opened, exact)
+    rounded = room(models.forms.result.layout.size_bytes)
+    models.forms.result.encode(exact, base, rounded)
+    assert models.published(models.spare) == rounded and published == hash_bytes(rounded)
+
+    other = started(merge, base)
+    [small, _] = other.rooms
+    small[:] = rounded
+    other.open(2, small)
+    assert other.spare == models.spare
+
+
+def test_what_is_whole_by_the_contract_or_for_lack_of_differences_is_published_whole():
+    base = model(0)
+    merge = Merge(wire=Wire.INT8, whole_every=3)
+    for number, whole in ((2, False), (3, False), (4, True), (5, False)):
+        models = started(merge, base)
+        models.spare[:] = base
+        models.keep(number - 1)
+        check_ins, blobs = check_ins_of([bytes(models.outgoing(number, model(1)))])
+        published = models.merge(number, check_ins, blobs, room)
+        assert (published == hash_bytes(models.spare)) == whole
+        assert (len(models.published(models.spare)) == LAYOUT.size_bytes) == whole
+    models = started(merge, base)
+    check_ins, blobs = check_ins_of([bytes(model(1)), bytes(model(2))])
+    assert models.merge(2, check_ins, blobs, room) == hash_bytes(models.spare)
+
+
+def test_without_the_round_before_there_is_nothing_to_add_a_difference_to():
+    merge = Merge(wire=Wire.BF16)
+    sent = bytes(started(merge, model(0)).outgoing(2, model(1)))
+    check_ins, blobs = check_ins_of([sent, bytes(model(2))])
+    models = Models(LAYOUT, merge)
+    assert models.outgoing(2, memoryview(bytes(model(1)))) == model(1)
+    assert models.needs_base(2, blobs)
+    with pytest.raises(BlobNotFound, match="round 1"):
+        models.merge(2, check_ins, blobs, room)
+    [small, _] = models.rooms
+    small[: len(models.forms.result.layout.header)] = models.forms.result.layout.header
+    with pytest.raises(BlobNotFound, match="round 2 differs"):
+        models.open(2, small)
+
+
+def test_which_results_lead_to_one():
+    models = started(Merge(wire=Wire.BF16, whole_every=4), model(0))
+    assert list(models.needed(4)) == [2, 3]
+    assert list(models.needed(2)) == []
+    assert list(models.needed(8)) == [5, 6, 7]
+    assert list(models.needed(9)) == []
+    assert list(Models(LAYOUT, Merge()).needed(9)) == []
+
+
+@pytest.mark.parametrize(
+    ("blob", "error"),
+    [
+        (bytes(LAYOUT.size_bytes), BlobCorrupt),
+        (bytes(model(1, place([TensorSpec("other", "F32", (5,))]))), ModelMismatch),
+    ],
+    ids=["zeros", "another model"],
+)
+def test_what_is_neither_a_model_nor_a_difference_is_refused_with_its_node(blob, error):
+    models = started(Merge(wire=Wire.INT8), model(0))
+    check_ins, blobs = check_ins_of([bytes(models.outgoing(2, model(1))), blob])
+    with pytest.raises(error, match="s1/sl/sl"):
+        models.merge(2, check_ins, blobs, room)
+
+
+def test_what_is_no_result_leaves_no_header_behind():
+    models = started(Merge(wire=Wire.INT8), model(0))
+    models.spare[:] = model(3)
+    [small, _] = models.rooms
+    models.open(2, small)
+    assert models.spare[: len(LAYOUT.header)] != LAYOUT.header
