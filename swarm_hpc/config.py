@@ -140,7 +140,8 @@ class TransferConfig:
     shared_dir: str = ""
     """gateway: a folder on a file system that SL and SN share; blobs then go by rename instead of upload."""
     keep_rounds: int = 3
-    """Blobs of older rounds are deleted; 0 keeps all of them (`swarm-hpc verify` needs them)."""
+    """Blobs of older rounds are deleted; 0 keeps all of them (`swarm-hpc verify` needs them). Where differences travel
+    (`merge.wire`), results since the newest whole one stay in any case."""
     min_free_mib: int = 256
     """A blob is refused when it would leave less room than this on its file system."""
 
