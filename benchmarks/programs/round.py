@@ -31,8 +31,9 @@ rounds = []
 with MlChannel.connect(os.environ["SWARM_SL_SOCKET"]) as channel:
     tensors = (TensorSpec("w", "F32", (num_parameters,)),)
     shared = channel.open(OpenRequest(platform=Platform.PYTORCH, tensors=tensors)).arena.array("w")
-    for _ in range(num_rounds):
-        own += target  # "training": no two sites have the same parameters
+    for number in range(num_rounds):
+        # "training": no two sites have the same parameters, and no two rounds the same differences
+        own += target * np.float32(1 + number / 64)
         begun = time.monotonic()
         shared[:] = own
         handed = time.monotonic()
