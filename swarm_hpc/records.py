@@ -309,6 +309,11 @@ class TrainingContract:
     created_at: int
     participants: tuple[Participant, ...]
 
+    @property
+    def newest_chain(self) -> range:
+        """`Merge.chain` of the newest result; of round 1 where there is none yet."""
+        return self.spec.merge.chain(max(1, self.round - 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredContract:

@@ -133,7 +133,7 @@ class DirectExchange:
         """Show what an earlier process left for this contract's latest rounds, and delete the rest."""
         name = contract.spec.name
         self._merge = contract.spec.merge
-        chain = self._merge.chain(max(1, contract.round - 1))
+        chain = contract.newest_chain
         self._readers.sites = _sites(contract)
         self._readers.ask_sites = lambda: self._ask_sites(name)
         self._readers.blobs.clear()

@@ -12,7 +12,7 @@ from typing import Final
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotReachable, TimedOut
 from swarm_hpc.kernels.plan import ReadableBuffer
-from swarm_hpc.kernels.rooms import room
+from swarm_hpc.kernels.rooms import Rooms
 from swarm_hpc.records import CheckIn, TrainingContract
 from swarm_hpc.sl.exchange import Exchange
 
@@ -32,8 +32,7 @@ class Gathering:
         """Blobs that could not be had in the latest try, and why: each an error of NOT_NOW."""
         self._exchange = exchange
         self._used: list[memoryview] = []
-        self._spare: dict[int, list[memoryview]] = {size_bytes: [] for size_bytes in sizes_bytes}
-        self._num_rooms = 0
+        self._rooms = {size_bytes: Rooms(size_bytes) for size_bytes in sizes_bytes}
 
     @contextmanager
     def for_a_round(self) -> Iterator[None]:
@@ -42,13 +41,13 @@ class Gathering:
             yield
             # not after an error: a merge that was given up may be reading them still, in its thread
             for data in self._used:
-                self._spare[len(data)].append(data)
+                self._rooms[len(data)].give_back([data])
         finally:
             self.blobs, self.missing, self._used = {}, {}, []
 
     def room(self, size_bytes: int) -> memoryview:
         """Memory for a blob of one of the sizes, until the end of the round."""
-        data = self._take(size_bytes)
+        data = self._rooms[size_bytes].take()
         self._used.append(data)
         return data
 
@@ -68,7 +67,7 @@ class Gathering:
 
         async def fetch(blob: str, holders: list[str]) -> None:
             async with limit:
-                rooms = {size_bytes: self._take(size_bytes) for size_bytes in self._spare}
+                rooms = {size_bytes: spare.take() for size_bytes, spare in self._rooms.items()}
                 try:
                     data = await self._exchange.fetch(blob, holders, *rooms.values())
                 except NOT_NOW as exc:
@@ -80,7 +79,7 @@ class Gathering:
                     self._used.append(rooms.pop(len(data)))
                     say()
                 for size_bytes, unused in rooms.items():
-                    self._spare[size_bytes].append(unused)
+                    self._rooms[size_bytes].give_back([unused])
 
         say()
         holders = holders_of(check_ins)
@@ -89,12 +88,6 @@ class Gathering:
         for result in await asyncio.gather(*wanted, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-
-    def _take(self, size_bytes: int) -> memoryview:
-        if spare := self._spare[size_bytes]:
-            return spare.pop()
-        self._num_rooms += 1
-        return room(size_bytes, self._num_rooms)
 
 
 def lost(check_ins: Sequence[CheckIn], missing: Mapping[str, Exception], contract: TrainingContract) -> list[str]:

@@ -49,6 +49,15 @@ class Forms:
         header = form.layout.header
         return memoryview(blob).cast("B")[: len(header)] == header
 
+    def check(self, blob: ReadableBuffer, form: Deltas | None, node: str) -> None:
+        """BlobCorrupt or ModelMismatch, naming the node, unless the blob is a difference in that form, or a model."""
+        if not self.is_difference(blob, form):
+            check_blob(self.layout, blob, node)
+
+    def differences(self, check_ins: Mapping[str, ReadableBuffer]) -> set[str]:
+        """Which of the check-ins' blobs are no whole models."""
+        return {name for name, blob in check_ins.items() if self.is_difference(blob, self.check_in)}
+
     def result_form(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> Deltas | None:
         """That of a round's result, by its check-ins' blobs; None: whole.
 
@@ -56,8 +65,7 @@ class Forms:
         """
         if len(self.merge.chain(number)) == 1:
             return None
-        seen = any(self.is_difference(blob, self.check_in) for blob in check_ins.values())
-        return self.result if seen else None
+        return self.result if self.differences(check_ins) else None
 
 
 class Models:
@@ -100,8 +108,7 @@ class Models:
 
     def needs_base(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> bool:
         """Whether merging these takes the result of the round before, and that is not here."""
-        seen = any(self.forms.is_difference(blob, self.forms.check_in) for blob in check_ins.values())
-        return seen and not self.has(number - 1)
+        return not self.has(number - 1) and bool(self.forms.differences(check_ins))
 
     # --- the node's own parameters ---
 
@@ -158,19 +165,16 @@ class Models:
     ) -> dict[str, ReadableBuffer]:
         """The models that the blobs stand for."""
         models = dict(blobs)
-        for name, blob in blobs.items():
-            if self.forms.is_difference(blob, form):
-                models[name] = model = room(self.forms.layout.size_bytes)
-                form.decode(blob, self._base, model)
+        for name in self.forms.differences(blobs):
+            models[name] = model = room(self.forms.layout.size_bytes)
+            form.decode(blobs[name], self._base, model)
         return models
 
     def _merge_pieces(self, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas) -> str:
         """One chunk of each peer's model after the other."""
-        layout = self.forms.layout
-        differ = {name for name, blob in blobs.items() if self.forms.is_difference(blob, form)}
+        differ = self.forms.differences(blobs)
         for check_in in in_order(check_ins):
-            if check_in.blob not in differ:
-                check_blob(layout, blobs[check_in.blob], check_in.node)
+            self.forms.check(blobs[check_in.blob], form, check_in.node)
         largest = max((chunk.size_bytes for chunk in self._chunks), default=0)
         while len(self._slots) < len(check_ins):
             self._slots.append(place(largest, len(self._slots)))
@@ -182,7 +186,7 @@ class Models:
             form.decode_shard(blobs[check_in.blob], self._base, chunk, found)
             return found
 
-        return merge_pieces(layout, self.forms.merge, check_ins, self._chunks, piece, self.spare)
+        return merge_pieces(self.forms.layout, self.forms.merge, check_ins, self._chunks, piece, self.spare)
 
     # --- results ---
 

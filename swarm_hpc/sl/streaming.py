@@ -16,7 +16,7 @@ from swarm_hpc.errors import BlobCorrupt, NotReachable
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard, values
-from swarm_hpc.kernels.rooms import room
+from swarm_hpc.kernels.rooms import Rooms
 from swarm_hpc.records import CheckIn, Merge, Wire
 from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, holders_of
@@ -46,10 +46,8 @@ class Stream:
         first, *others = cut(layout, cpu.grain(merge), chunk_bytes) or (values(layout),)
         self.chunks = (Shard(0, first.stop), *others)
         """All of a blob, its header in the first one."""
-        self._slot_bytes = max(chunk.size_bytes for chunk in self.chunks)
-        self._spare: list[memoryview] = []
-        self._num_rooms = 0
-        self._making = threading.Lock()
+        self.rooms = Rooms(max(chunk.size_bytes for chunk in self.chunks))
+        """Memory for one chunk each."""
 
     async def merge(
         self,
@@ -89,7 +87,7 @@ class Stream:
                 task.cancel()
             await asyncio.wait({merging, *fetches})
             self.merge_s = work.merge_s
-            self._spare += work.slots()
+            self.rooms.give_back(work.slots())
         return self._result(merging, fetches, holders)
 
     def _result(
@@ -109,14 +107,6 @@ class Stream:
         for why in self.missing.values():
             raise why
         return merging.result()
-
-    def room(self) -> memoryview:
-        """Memory for one chunk."""
-        with self._making:
-            if self._spare:
-                return self._spare.pop()
-            self._num_rooms += 1
-            return room(self._slot_bytes, self._num_rooms)
 
 
 class _Stopped(Exception):
@@ -252,7 +242,7 @@ class _Window(HashingSink):
             if work.stopped:
                 raise _Stopped
         if len(self.slots) <= number % _SLOTS:
-            self.slots.append(work.stream.room())
+            self.slots.append(work.stream.rooms.take())
         begin = self.have - work.stream.chunks[number].start
         self.latest = self.chunk(number)[begin : begin + BLOCK_BYTES]
         return self.latest

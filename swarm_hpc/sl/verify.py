@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, MergeError, ModelMismatch
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, model_hash, parse
 from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState
-from swarm_hpc.sl.merge import check_blob
 from swarm_hpc.sl.models import Models
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -69,7 +68,6 @@ class _Replay:
         self.skipped: list[Finding] = []
         self._spec = spec
         self._read_blob = read_blob
-        self._layout = layout
         self._models = Models(layout, spec.merge) if layout is not None else None
 
     def look_at_layout(self) -> None:
@@ -115,10 +113,9 @@ class _Replay:
 
     def _read_check_in(self, check_in: CheckIn) -> ReadableBuffer:
         data = _read(check_in.blob, self._read_blob)
-        if self._layout is None or self._models is None:
+        if self._models is None:
             raise ModelMismatch(f"{check_in.node}: blob {check_in.blob} is not of the contract's model")
-        if not self._models.forms.is_difference(data, self._models.forms.check_in):
-            check_blob(self._layout, data, check_in.node)
+        self._models.forms.check(data, self._models.forms.check_in, check_in.node)
         return data
 
     def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> str:
@@ -143,10 +140,9 @@ class _Replay:
 
     def _take(self, round_: Round, result: ReadableBuffer) -> None:
         """Keep what the next round is seen from. BlobNotFound, ModelMismatch: this is not it."""
-        if self._models is None or self._layout is None or self._models.exact or self._models.has(round_.number):
+        if self._models is None or self._models.exact or self._models.has(round_.number):
             return
-        if not self._models.forms.is_difference(result, self._models.forms.result):
-            check_blob(self._layout, result, round_.leader)
+        self._models.forms.check(result, self._models.forms.result, round_.leader)
         self._models.open(round_.number, memoryview(result))
         self._models.keep(round_.number)
 

@@ -275,7 +275,7 @@ class ContractBlobs:
         def ask(ledger: Ledger) -> tuple[int, tuple[Round, ...]]:
             found = ledger.contract(contract)
             oldest = max(1, found.round - self._transfer.keep_rounds)
-            first = min(oldest, found.spec.merge.chain(max(1, found.round - 1)).start)
+            first = min(oldest, found.newest_chain.start)
             return oldest, ledger.rounds(contract, first, found.round)
 
         oldest, rounds = await self._live.read(ask)

@@ -254,7 +254,7 @@ class Gateway:
             for contract in ledger.contracts():
                 training = contract.state is ContractState.TRAINING
                 first = contract.round - (depth if training else 1)
-                first = min(first, contract.spec.merge.chain(max(1, contract.round - 1)).start)
+                first = min(first, contract.newest_chain.start)
                 found.append((training, ledger.rounds(contract.spec.name, first, contract.round)))
             return found
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from swarm_hpc.kernels.rooms import apart, room
+from swarm_hpc.kernels.rooms import Rooms, apart, room
 
 PAGE = 4096
 
@@ -21,3 +21,12 @@ def test_rooms_in_one_memory_have_different_places_too_and_do_not_overlap():
     for size in (1, 256, PAGE, PAGE + 1, 1 << 20):
         assert apart(size) >= size
         assert apart(size) % PAGE == 256
+
+
+def test_rooms_that_were_given_back_are_used_again():
+    rooms = Rooms(100)
+    first, second = rooms.take(), rooms.take()
+    assert place_of(first) != place_of(second)
+    rooms.give_back([first])
+    assert rooms.take() is first
+    assert len(rooms.take()) == 100

@@ -39,6 +39,14 @@ def rounded(swarm):
     return ask
 
 
+async def open_two(swarm):
+    """The programs of alpha and beta; all their parameters are 0."""
+    programs = [swarm.program(site) for site in SITES[:2]]
+    for program in programs:
+        await program.open(tensors=TENSORS)
+    return programs
+
+
 async def sizes(swarm, number):
     """Bytes of the round's check-ins and of its result, as the SN has them."""
     async with swarm.client() as client:
@@ -82,9 +90,7 @@ async def test_what_is_rounded_off_comes_later(rounded):
     """Beside a block's large steps, small ones are less than half a unit: without memory they would all be lost."""
     swarm = rounded(Wire.INT8, whole_every=1000)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = [swarm.program(site) for site in SITES[:2]]
-        for program in programs:
-            await program.open(tensors=TENSORS)
+        programs = await open_two(swarm)
         await swarm.sync_all(programs, 1, 2)
         for number in range(2, 22):
             for program in programs:
@@ -174,9 +180,7 @@ async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
     tweak = swarm.tweak
     swarm.tweak = lambda config: replace(tweak(config), transfer=replace(config.transfer, keep_rounds=1))
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = [swarm.program(site) for site in SITES[:2]]
-        for program in programs:
-            await program.open(tensors=TENSORS)
+        programs = await open_two(swarm)
         for number in range(1, 10):
             train(programs, number)
             await swarm.sync_all(programs, number, 2)
@@ -196,9 +200,7 @@ async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
 async def test_a_replay_finds_what_was_changed_and_goes_on_at_the_next_whole_result(rounded):
     swarm = rounded(Wire.BF16, whole_every=4)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = [swarm.program(site) for site in SITES[:2]]
-        for program in programs:
-            await program.open(tensors=TENSORS)
+        programs = await open_two(swarm)
         for number in range(1, 7):
             train(programs, number)
             await swarm.sync_all(programs, number, 2)
