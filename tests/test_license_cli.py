@@ -47,6 +47,7 @@ def test_the_defaults_in_yaml_are_those_of_the_dataclass():
     assert config == LicenseServerConfig(identity=config.identity)
 
 
+@pytest.mark.slow
 def test_license_server_is_a_choice_of_sl_and_submit(capsys):
     assert settings.load(SlConfig, "sl", SL).license == LicenseConfig()
     words = ["license=server", "license.server=login:5814"]

@@ -47,6 +47,7 @@ def test_systemd_takes_it(tmp_path: Path, name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ["data_dri=x", "identity.cert=none identity.key=none identity.bundle=none"])
 def test_an_sn_that_cannot_work_as_it_is_set_up_is_not_started_again(
     service: configparser.SectionProxy, settings: str

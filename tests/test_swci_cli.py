@@ -112,6 +112,7 @@ def test_the_words_of_the_environment_are_settings() -> None:
         load(SwciConfig, "swci", [*swci._from_environment({"SWCI_WEB_PORT": "x"}), *IDENTITY])
 
 
+@pytest.mark.slow
 async def test_a_pipe_of_commands_reaches_a_real_sn(swarm, tmp_path) -> None:  # noqa: F811
     import asyncio
 

@@ -68,6 +68,7 @@ def test_instructions_that_are_not_here_are_refused():
         Native("sse9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_peers", [1, 2, 3, 4, 7, 8, 9, 16, 17])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_backend_has_the_bits_of_numpy(dtype, num_peers):

@@ -84,6 +84,7 @@ def test_it_agrees_with_the_reference(method, dtype, num_peers, kind):
         assert_close(merged(method, rows, weights), expected(method, rows, weights), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_it_agrees_with_the_reference_beyond_one_block(method):
     rows = peers(3, cpu.BLOCK + CHUNK + 17)

@@ -87,11 +87,13 @@ def test_the_bits_are_those_of_every_other_machine(threads):
     assert digest(threads=threads) == GOLDEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
 def test_the_bits_are_those_of_every_backend(backend):
     assert digest(backend) == GOLDEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("without", "threads"), [([], 3), (FEATURES[1:], 1), (FEATURES, 1)])
 def test_the_bits_of_numpy_are_the_same_whatever_the_processor_can_do(without, threads):
     program = f"""

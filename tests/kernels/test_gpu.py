@@ -16,7 +16,7 @@ from tests.kernels.drawn import weights_of
 gpu = pytest.importorskip("swarm_hpc.kernels.gpu", exc_type=ConfigError)
 
 # numpy, in the interpreter, warns of what a GPU does silently
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.slow]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = {
@@ -66,7 +66,6 @@ def test_it_agrees_with_the_reference(method, dtype, num_peers, kind):
     assert_close(merged(method, rows, weights), expected(method, rows, weights), dtype)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     ("method", "num_peers"),
@@ -127,7 +126,7 @@ def on_cpu(method: str, rows: list[torch.Tensor], weights: list[float]) -> bytes
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
 @pytest.mark.parametrize(
     ("dtype", "num_peers"),
-    [*CASES, *((dtype, 3) for dtype in FLOATS), *(pytest.param(dtype, 16, marks=pytest.mark.slow) for dtype in FLOATS)],
+    [*CASES, *((dtype, num_peers) for num_peers in (3, 16) for dtype in FLOATS)],
 )
 @pytest.mark.parametrize("method", ["mean", "coord_median", "trimmed_mean"])
 def test_what_is_done_element_by_element_has_the_bits_of_the_cpu(method, dtype, num_peers, kind):

@@ -11,6 +11,7 @@ from swarm_hpc.errors import RankLost
 pytestmark = pytest.mark.mpi
 
 
+@pytest.mark.slow
 def test_messages_of_any_length_arrive_in_order(job, tmp_path):
     done = job("messages", 3)
     assert done.returncode == 0, done.stderr

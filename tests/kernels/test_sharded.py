@@ -10,7 +10,7 @@ from swarm_hpc.kernels.arena import DTYPES
 from swarm_hpc.kernels.plan import TensorSpec, place
 from swarm_hpc.records import Merge, MergeMethod
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 TOLERANCE = {"F64": 1e-12, "F32": 2e-6, "F16": 2e-3, "BF16": 1.6e-2}
 DTYPES_MERGED = ("F64", "F32", "BF16", "F16", "I64", "I32", "I8", "U64", "U8", "BOOL")
@@ -156,7 +156,6 @@ def test_where_no_model_is_finite_every_rank_says_so_and_keeps_its_own(job, tmp_
         assert (tmp_path / f"nan.out.{rank}").read_bytes() == data
 
 
-@pytest.mark.slow
 def test_no_rank_ever_needs_memory_for_three_models(job, tmp_path):
     done = job("memory", 4)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 
+import pytest
+
 from swarm_hpc.config import ConnectionConfig, LicenseConfig, LicenseKind
 from swarm_hpc.errors import LicenseError, NotReachable
 from swarm_hpc.license.client import LicenseClient, hold_seat
@@ -13,6 +15,7 @@ from tests.license.conftest import seat
 A = "alpha/sl/a"
 
 
+@pytest.mark.slow
 async def test_refusals_between_silences_end_a_node_as_well(start, sites, owner, server_config, monkeypatch) -> None:
     owner.install()
     server_config.lease_s = 0.3

@@ -34,6 +34,7 @@ async def test_of_eight_nodes_five_train_and_a_seat_that_is_given_back_is_free(s
     assert (status.used, status.problem, status.warning) == (5, "", "")
 
 
+@pytest.mark.slow
 async def test_a_silent_node_s_seat_is_free_within_the_lease(start, client, owner, server_config) -> None:
     owner.install(seats=1)
     server_config.lease_s = 0.5

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from swarm_hpc.config import TransferMode
@@ -88,6 +89,7 @@ def test_without_baselines_the_table_has_gaps_instead_of_figures():
     assert " - " in text
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_with_and_without_losses_metrics_and_baselines(tmp_path):
     for number, one in enumerate(
         [

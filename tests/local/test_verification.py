@@ -131,6 +131,7 @@ def test_an_untouched_run_has_no_mismatch(run):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place_of_change", [0, 40, -1])
 def test_one_changed_byte_of_any_kept_blob_names_a_round(run, place_of_change):
     files = run.blob_files()
@@ -230,6 +231,7 @@ async def train_one_round(sites, address):
     return hash_bytes(merged)
 
 
+@pytest.mark.slow
 def test_a_contract_of_a_running_sn_is_checked_with_its_blobs(sites, tmp_path):
     config = sites.config("alpha/swci/auditor")
     with running_sn(sites, tmp_path / "sn") as address:

@@ -114,6 +114,7 @@ async def test_a_node_that_returns_takes_part_in_the_same_round_again(swarm):
             assert alpha.weight == pytest.approx([2.0] * 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 async def test_a_signal_ends_node_and_program_once_it_has_saved(swarm, number, caplog):
     caplog.set_level(logging.INFO)
@@ -129,6 +130,7 @@ async def test_a_signal_ends_node_and_program_once_it_has_saved(swarm, number, c
     assert not await active(swarm, "alpha")
 
 
+@pytest.mark.slow
 async def test_a_program_that_does_not_look_is_ended_in_time_and_named(swarm, caplog):
     log = swarm.folder / "ml.log"
     config = swarm.config("alpha", command=[sys.executable, "-c", OPENS + SLEEPS])

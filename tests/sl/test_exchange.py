@@ -42,6 +42,7 @@ async def test_a_shared_folder_that_is_not_there_is_a_settings_error(tmp_path):
 
 
 @direct_only
+@pytest.mark.slow
 async def test_blobs_of_old_rounds_are_deleted(swarm):
     swarm.tweak = lambda settings: replace(settings, transfer=replace(settings.transfer, keep_rounds=1))
     async with swarm.node("alpha"), swarm.node("beta"):
@@ -59,6 +60,7 @@ async def test_blobs_of_old_rounds_are_deleted(swarm):
 
 
 @direct_only
+@pytest.mark.slow
 async def test_the_merged_parameters_come_from_others_when_the_leader_has_lost_them(swarm):
     async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
         alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
@@ -73,6 +75,7 @@ async def test_the_merged_parameters_come_from_others_when_the_leader_has_lost_t
 
 
 @direct_only
+@pytest.mark.slow
 async def test_the_merged_parameters_are_merged_anew_when_nobody_has_them(swarm):
     async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
         alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
@@ -88,6 +91,7 @@ async def test_the_merged_parameters_are_merged_anew_when_nobody_has_them(swarm)
 
 
 @direct_only
+@pytest.mark.slow
 async def test_a_node_starts_from_its_own_parameters_when_no_others_can_be_had(swarm, caplog):
     async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
         alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))

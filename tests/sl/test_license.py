@@ -103,6 +103,7 @@ async def test_a_node_may_wait_for_a_seat(swarm, seats, caplog, monkeypatch):
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_a_node_that_loses_its_seat_has_its_program_save_and_ends_with_the_reason(swarm, seats, caplog):
     caplog.set_level(logging.INFO, "swarm_hpc")
     life = asyncio.create_task(live(swarm.config("alpha", command=[sys.executable, "-c", OPENS + SAVES])))
@@ -130,6 +131,7 @@ async def test_a_seat_that_was_taken_for_lost_is_taken_again(swarm, seats):
         assert not life.done()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_is_waited_for_as_long_as_grace_s(swarm, tmp_path):
     seats = Seats(swarm, tmp_path)
     identity, lost = certs.load(swarm.identities["alpha"]), asyncio.Queue()

@@ -134,6 +134,7 @@ async def test_below_min_peers_the_others_say_so_and_go_on_when_the_lost_one_is_
 
 
 @direct_only
+@pytest.mark.slow
 async def test_a_node_that_is_back_without_its_parameters_lets_the_others_go_on(swarm, killed):
     async with two_and_a_lost_third(swarm, killed, min_peers=2) as (programs, sn):
         shutil.rmtree(swarm.folder / "gamma" / "blobs")
@@ -189,6 +190,7 @@ async def test_a_round_is_led_by_another_when_all_who_checked_in_are_lost(swarm,
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_nobody_waits_for_a_node_whose_program_has_closed_its_session(swarm):
     code = """
 import os, time

@@ -66,6 +66,7 @@ async def test_three_nodes_end_each_round_with_the_weighted_mean(swarm):
             assert len({bytes(program.session.arena.buffer) for program in programs}) == 1
 
 
+@pytest.mark.slow
 async def test_a_node_that_comes_later_resumes_with_the_merged_parameters(swarm):
     async with swarm.node("alpha"), swarm.node("beta"), swarm.node("gamma"):
         alpha, beta, gamma = (swarm.program(site) for site in ("alpha", "beta", "gamma"))
@@ -77,6 +78,7 @@ async def test_a_node_that_comes_later_resumes_with_the_merged_parameters(swarm)
         assert gamma.weight == pytest.approx([2.0] * 5)
 
 
+@pytest.mark.slow
 async def test_a_late_node_takes_the_result_and_goes_on_with_the_next_round(swarm):
     rules = {"quorum_wait_s": 0}
     async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
@@ -92,6 +94,7 @@ async def test_a_late_node_takes_the_result_and_goes_on_with_the_next_round(swar
         assert alpha.weight == pytest.approx([3.0] * 5)
 
 
+@pytest.mark.slow
 async def test_the_round_goes_on_when_its_leader_is_lost(swarm, monkeypatch):
     leading, lead = asyncio.Queue(), Participant._lead
 
@@ -130,6 +133,7 @@ async def test_the_round_goes_on_when_its_leader_is_lost(swarm, monkeypatch):
             await asyncio.wait([sync for site, sync in syncs.items() if lost.startswith(site)])
 
 
+@pytest.mark.slow
 async def test_nodes_below_min_peers_wait_and_say_for_whom(swarm):
     async with swarm.node("alpha", max_wait_s=0.5), swarm.node("beta", max_wait_s=0.5):
         alpha, beta = swarm.program("alpha"), swarm.program("beta")
@@ -149,6 +153,7 @@ async def test_another_model_is_refused_with_the_tensor_that_differs(swarm):
 
 
 @gateway_only
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -165,6 +170,7 @@ async def test_other_settings_than_the_contracts_are_refused_by_name(swarm, aske
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_each_check_in_says_which_job_and_image_it_is_from_and_how_long_gpus_were_held(swarm):
     image = f"sha256:{'ab' * 32}"
     jobs = {site: JobConfig(id=site, image=image, num_gpus=gpus) for site, gpus in (("alpha", 0), ("beta", 2))}
@@ -198,6 +204,7 @@ async def test_a_program_in_another_image_than_the_contract_names_is_refused(swa
             await swarm.program("alpha").open()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FinishMode)
 async def test_a_finished_node_helps_the_others_to_their_end(swarm, mode):
     rules = {"min_peers": 2 if mode is not FinishMode.INACTIVE else 1}
@@ -223,6 +230,7 @@ async def test_a_finished_node_helps_the_others_to_their_end(swarm, mode):
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_the_ledgers_rounds_can_be_replayed(swarm):
     async with swarm.node("alpha"), swarm.node("beta"):
         alpha, beta = swarm.program("alpha"), swarm.program("beta")
@@ -234,6 +242,7 @@ async def test_the_ledgers_rounds_can_be_replayed(swarm):
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_a_node_that_was_taken_for_lost_comes_back(swarm):
     async with swarm.node("alpha"), swarm.node("beta"):
         alpha, beta = swarm.program("alpha"), swarm.program("beta")
@@ -298,6 +307,7 @@ async def test_a_program_that_fails_ends_its_node_with_the_reason(swarm, code, m
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_a_restarted_node_takes_over_from_the_process_before_it(swarm):
     async with swarm.node("alpha") as first, swarm.client() as sn:
         while not await sn.nodes():
@@ -324,6 +334,7 @@ async def test_sigterm_stops_the_program_and_leaves(swarm):
 
 
 @gateway_only
+@pytest.mark.slow
 async def test_a_program_trains_beside_its_node_from_start_to_end(swarm):
     code = """
 import os

@@ -12,6 +12,8 @@ from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import FinishMode, MergeMethod, MergePlan
 from swarm_hpc.sl import shards
 
+pytestmark = pytest.mark.slow
+
 SITES = ("alpha", "beta", "gamma")
 TENSORS = (TensorSpec("weight", "F32", (2 * BLOCK + 5,)), TensorSpec("steps", "I64", ()))
 
@@ -86,7 +88,7 @@ async def hang(_work):
     [(fail, 60, "beta/sl/sl gave up"), (hang, 4, "not done within 2 s: 2 of 3 merged shards are here, missing: beta")],
     ids=["fails", "hangs"],
 )
-@pytest.mark.parametrize("method", [MergeMethod.MEAN, pytest.param(MergeMethod.KRUM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [MergeMethod.MEAN, MergeMethod.KRUM])
 async def test_where_a_shard_does_not_come_the_leader_merges_alone(
     sharded, watched, monkeypatch, caplog, step, leader_timeout_s, said, method
 ):
@@ -106,7 +108,6 @@ async def test_where_a_shard_does_not_come_the_leader_merges_alone(
         await swarm.verify(2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stops", ["in the merge", "before it publishes"])
 async def test_a_round_goes_on_without_a_node_that_was_lost_while_it_was_merged(sharded, monkeypatch, stops, transfer):
     """Its parameters count: it had checked in. Whoever is left has them, or the round goes on without them."""
@@ -141,7 +142,6 @@ async def test_a_round_goes_on_without_a_node_that_was_lost_while_it_was_merged(
         await swarm.sync_all([program for one, program in zip(SITES, programs, strict=True) if one != site], 2, 2)
 
 
-@pytest.mark.slow
 async def test_a_late_node_gets_the_whole_result(sharded, watched):
     swarm = sharded()
     rules = {"quorum_wait_s": 0}

@@ -16,6 +16,8 @@ from swarm_hpc.sl.participant import Participant
 from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import BlobStore
 
+pytestmark = pytest.mark.slow
+
 SITES = ("alpha", "beta", "gamma")
 TENSORS = (TensorSpec("weight", "F32", (5000,)), TensorSpec("half", "BF16", (9,)), TensorSpec("steps", "I64", ()))
 NUM_WHOLE = place(TENSORS).size_bytes
@@ -64,7 +66,7 @@ def train(programs, number):
 
 
 @pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
-@pytest.mark.parametrize("method", [MergeMethod.MEAN, pytest.param(MergeMethod.GEOMEDIAN, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [MergeMethod.MEAN, MergeMethod.GEOMEDIAN])
 async def test_all_end_with_nearly_what_exact_parameters_merge_to(rounded, wire, method, transfer):
     swarm = rounded(wire, method)
     rules = {"min_peers": 3}
@@ -125,7 +127,6 @@ async def test_a_node_that_comes_later_has_what_the_others_have(rounded, whole_e
 
 
 @direct_only
-@pytest.mark.slow
 async def test_a_node_that_missed_rounds_goes_on_from_what_it_has(rounded, monkeypatch):
     swarm = rounded(Wire.INT8)
     rules = {"min_peers": 2, "quorum_wait_s": 0}

@@ -62,6 +62,7 @@ def test_one_that_cannot_be_started_is_told(tmp_path):
         run(tmp_path / "nothing", "exec")
 
 
+@pytest.mark.slow
 def test_after_its_deadline_nothing_of_it_is_left(tmp_path):
     program = put(tmp_path / "apptainer", f"sleep 60 & echo $! >{tmp_path}/child; echo waiting >&2; wait")
     started = time.monotonic()

@@ -148,6 +148,7 @@ def test_what_a_killed_build_has_left_is_removed(workshop):
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_build_waits_for_another_one(workshop):
     builder = workshop.builder()
     workshop.folder.mkdir()

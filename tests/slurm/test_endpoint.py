@@ -21,6 +21,7 @@ def test_the_profile_may_say_it() -> None:
     assert find_sn(site(sn="sn.alpha.example:30304"), timeout_s=0) == "sn.alpha.example:30304"
 
 
+@pytest.mark.slow
 def test_the_sns_own_file_is_waited_for(tmp_path: Path) -> None:
     file, beside = tmp_path / "endpoint.json", tmp_path / "beside"
     beside.write_text(json.dumps({"address": "node7:30304", "site": "alpha", "pid": 1}))

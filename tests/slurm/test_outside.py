@@ -45,6 +45,7 @@ def pair(folder: Path, program: str, **changes: object) -> Pair:
     return Pair(**{**fields, **changes})
 
 
+@pytest.mark.slow
 def test_the_program_gets_what_sl_says_and_its_exit_code_goes_back(tmp_path: Path) -> None:
     code = """
         import os, sys
@@ -58,6 +59,7 @@ def test_the_program_gets_what_sl_says_and_its_exit_code_goes_back(tmp_path: Pat
     assert said == f"['/s/channel', '/s/state'] {tmp_path} /s/channel/ml.sock 1 False\n"
 
 
+@pytest.mark.slow
 def test_a_program_that_a_signal_ends_is_seen_to_end_so(tmp_path: Path) -> None:
     assert outside.run(pair(tmp_path, "import os; os.kill(os.getpid(), 9)")) == 100 + signal.SIGKILL
 
@@ -87,6 +89,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_goes_to_sl_which_hands_it_to_the_program(tmp_path: Path) -> None:
     after(tmp_path / "up", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert outside.run(pair(tmp_path, WAITS)) == 3
@@ -103,6 +106,7 @@ def test_a_program_whose_stand_in_is_killed_is_ended(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_sl_that_ends_takes_its_program_along(tmp_path: Path) -> None:
     gone = SL.replace('print("ended"', 'os._exit(5); print("ended"').replace(
         "child.wait()", "sys.stdin.read() or wait()"
@@ -121,6 +125,7 @@ def test_an_sl_that_never_starts_a_program_ends_by_itself(tmp_path: Path) -> Non
     assert not (tmp_path / "up").exists()
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_process_on_the_host(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     words = pair(tmp_path, WAITS)

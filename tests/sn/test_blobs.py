@@ -191,6 +191,7 @@ async def rounds(one, two, last: int) -> list[list[str]]:
     return blobs
 
 
+@pytest.mark.slow
 async def test_blobs_of_the_last_rounds_stay(start_swarm, sn_config, new_spec):
     sn_config.transfer.keep_rounds = 2
     swarm = await start_swarm()
@@ -204,6 +205,7 @@ async def test_blobs_of_the_last_rounds_stay(start_swarm, sn_config, new_spec):
     assert await found(two.client, *kept) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("last", "of_results"), [(4, {1, 2, 3, 4}), (5, {4, 5})])
 async def test_results_stay_as_far_back_as_the_newest_whole_one(start_swarm, sn_config, new_spec, last, of_results):
     """Of rounds whose results may be differences, and one in four is whole; check-ins go as always."""
@@ -219,6 +221,7 @@ async def test_results_stay_as_far_back_as_the_newest_whole_one(start_swarm, sn_
     assert await found(two.client, *kept) == kept
 
 
+@pytest.mark.slow
 async def test_keep_rounds_0_keeps_all(swarm, new_spec):
     one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
     blobs = {blob for of_round in await rounds(one, two, 4) for blob in of_round}

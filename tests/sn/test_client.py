@@ -40,6 +40,7 @@ async def test_a_round_without_news_is_answered_when_the_wait_is_over(swarm):
     assert await one.client.round("demo", 1, after=seen.cursor, wait_s=0.05) == seen
 
 
+@pytest.mark.slow
 async def test_a_round_is_answered_when_the_wait_for_stragglers_is_over(swarm):
     one, two, _ = await swarm.joined("alpha/sl/one", "alpha/sl/straggler-not", "beta/sl/straggler", quorum_wait_s=1)
     await one.check_in(1)
@@ -51,6 +52,7 @@ async def test_a_round_is_answered_when_the_wait_for_stragglers_is_over(swarm):
     assert (await one.claim(1)).leader == one.name
 
 
+@pytest.mark.slow
 async def test_a_round_is_answered_when_its_leader_is_overdue(swarm):
     one, two = await swarm.joined("alpha/sl/one", "beta/sl/two", leader_timeout_s=1)
     await one.check_in(1)
@@ -62,6 +64,7 @@ async def test_a_round_is_answered_when_its_leader_is_overdue(swarm):
     assert (await two.claim(1)).leader == two.name
 
 
+@pytest.mark.slow
 async def test_a_deadline_that_passed_before_the_question_is_told_after_a_moment(swarm):
     one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
     await one.check_in(1)
@@ -71,6 +74,7 @@ async def test_a_deadline_that_passed_before_the_question_is_told_after_a_moment
     assert await two.client.round("demo", 1, after=seen.cursor, wait_s=30) == seen
 
 
+@pytest.mark.slow
 async def test_many_may_wait_while_others_work(swarm):
     one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
     seen = await one.client.round("demo", 1)

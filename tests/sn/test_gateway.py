@@ -270,6 +270,7 @@ async def test_all_who_ask_share_one_fetch_also_when_one_of_them_leaves(net):
     assert one.site.asked == [("beta/sn/sn", blob)]
 
 
+@pytest.mark.slow
 async def test_a_source_that_is_down_is_not_reachable_and_is_asked_again(net):
     one, two = await net.joined("alpha/sl/one", "beta/sl/two")
     blob = await one.check_in(1, b"parameters")
@@ -303,6 +304,7 @@ async def test_a_round_that_is_newer_than_the_events_handed_out_is_found(net):
     assert await two.get(blob) == b"parameters"
 
 
+@pytest.mark.slow
 async def test_while_the_ledger_cannot_be_asked_nothing_is_called_not_found(net, monkeypatch):
     _, two = await net.joined("alpha/sl/one", "beta/sl/two")
 
@@ -324,6 +326,7 @@ async def test_wrong_bytes_from_a_source_are_told_and_not_kept(net):
     assert not two.site.has(blob)
 
 
+@pytest.mark.slow
 async def test_an_address_that_another_site_answers_at_is_not_reachable(net):
     one, two, three = await net.joined("alpha/sl/one", "beta/sl/two", "gamma/sl/three")
     blob = await one.check_in(1, b"parameters")
@@ -476,6 +479,7 @@ async def test_what_could_not_be_fetched_ahead_is_logged_once(net, caplog):
     assert f"the SN of alpha at {one.site.address}" in record.getMessage()
 
 
+@pytest.mark.slow
 async def test_the_result_of_a_lost_leader_comes_from_another_site(net):
     one, two, three = await net.joined("alpha/sl/one", "beta/sl/two", "gamma/sl/three")
     for node in (one, two, three):
@@ -490,6 +494,7 @@ async def test_the_result_of_a_lost_leader_comes_from_another_site(net):
     assert ("beta/sn/sn", merged) in three.site.asked
 
 
+@pytest.mark.slow
 async def test_the_check_ins_of_a_lost_site_come_from_the_leader_before(net):
     one, two, three = await net.joined("alpha/sl/one", "beta/sl/two", "gamma/sl/three")
     blob, *_ = [await node.check_in(1, node.name.encode()) for node in (one, two, three)]
@@ -549,6 +554,7 @@ async def test_the_last_result_of_a_completed_contract_is_still_to_be_had(net):
     assert await two.get(merged) == b"merged"
 
 
+@pytest.mark.slow
 async def test_an_asker_waits_for_a_slow_source_longer_than_for_a_silent_node(net):
     one, two = await net.joined("alpha/sl/one", "beta/sl/two")
     blob = await one.check_in(1, b"parameters")
@@ -562,6 +568,7 @@ async def test_an_asker_waits_for_a_slow_source_longer_than_for_a_silent_node(ne
     assert [blob for _, blob in two.site.asked] == [blob], "it asked once"
 
 
+@pytest.mark.slow
 async def test_a_source_that_never_answers_ends_with_the_transfer_timeout(net):
     one, two = await net.joined("alpha/sl/one", "beta/sl/two")
     blob = await one.check_in(1, b"parameters")
@@ -586,6 +593,7 @@ async def test_an_sn_that_stops_ends_its_fetches(net):
     assert files(two.site) == {MODEL}
 
 
+@pytest.mark.slow
 async def test_fetched_blobs_go_after_keep_rounds(net):
     net.transfer.keep_rounds = 2
     for site in net.sites.values():
@@ -604,6 +612,7 @@ async def test_fetched_blobs_go_after_keep_rounds(net):
     assert files(one.site) == {MODEL} | by_round[2] | by_round[3]
 
 
+@pytest.mark.slow
 async def test_a_site_that_joins_late_gets_all_results_since_the_newest_whole_one(bare_net):
     net = bare_net
     net.spec = replace(net.spec, merge=Merge(wire=Wire.BF16, whole_every=4))

@@ -127,6 +127,7 @@ async def test_nothing_is_lost_by_kill_9_and_clients_bridge_the_outage(consortiu
             await sl.heartbeat(name, nodes[name].incarnation, Progress())
 
 
+@pytest.mark.slow
 async def test_a_silent_node_no_longer_holds_up_its_round(start_swarm, sn_config):
     sn_config.lease_s = 1.5
     swarm = await start_swarm()

@@ -127,6 +127,7 @@ def test_a_damaged_program_of_the_cache_is_to_be_deleted(tmp_path: Path, env: di
     assert damaged.exists()
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_answer_is_given_up_with_all_it_started(
     tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_killed_attendant_takes_its_command_along_and_is_told_as_lost(slot: Sl
     assert slot.end().why.startswith("its process was lost")
 
 
+@pytest.mark.slow
 def test_a_command_outlives_who_started_it(slot: Slot) -> None:
     words = f"""
 import os, signal

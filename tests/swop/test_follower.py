@@ -93,6 +93,7 @@ async def test_a_swop_that_is_started_again_goes_on_with_what_it_had_begun(site:
     assert list(bench.starts.values()) == [1]
 
 
+@pytest.mark.slow
 async def test_a_reset_while_the_swop_is_down_is_heard_of_later(site: Site) -> None:
     ada, bench = await site.operator(), Bench()
     bench.standing = Standing(SlotState.STARTED, "job 7 running")
@@ -110,6 +111,7 @@ async def test_a_reset_while_the_swop_is_down_is_heard_of_later(site: Site) -> N
     assert len(bench.starts) == 2
 
 
+@pytest.mark.slow
 async def test_a_task_for_another_node_is_left_alone_until_it_is_invited(site: Site) -> None:
     ada, one, two = await site.operator(), Bench(), Bench()
     one.standing = Standing(SlotState.STARTED, "job 7 running")
@@ -126,6 +128,7 @@ async def test_a_task_for_another_node_is_left_alone_until_it_is_invited(site: S
     assert (len(one.starts), len(two.starts)) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_peer_that_failed_tries_again_when_it_is_told_to(site: Site) -> None:
     ada, one, two = await site.operator(), Bench(), Bench()
     one.standing = Standing(SlotState.FAILED, "exit code 1")
@@ -141,6 +144,7 @@ async def test_a_peer_that_failed_tries_again_when_it_is_told_to(site: Site) -> 
     assert len(one.starts) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_written", [False, True])
 async def test_a_swop_that_dies_at_any_write_of_its_journal_goes_on_after_it(
     site: Site, monkeypatch: pytest.MonkeyPatch, is_written: bool
@@ -188,6 +192,7 @@ async def _second(site: Site) -> None:
         await life
 
 
+@pytest.mark.slow
 async def test_a_run_that_has_peers_enough_is_asked_for_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     ada, one, two = await site.operator(), Bench(), Bench()
     one.standing = two.standing = Standing(SlotState.STARTED, "running")

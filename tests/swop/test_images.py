@@ -152,6 +152,7 @@ def test_a_process_does_a_job_and_ends_with_the_reason(site, monkeypatch):
         read_job(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_nothing_that_disturbs_the_next_one(site, number):
     waits = f'[ "$1" != build ] || {{ : >{site.root}/started; exec sleep 60; }}; echo apptainer version 1.4.5'

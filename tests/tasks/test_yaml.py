@@ -41,6 +41,7 @@ def test_a_missing_key_is_named():
         root("Name: x").fields(("Name", "Body"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

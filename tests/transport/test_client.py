@@ -175,6 +175,7 @@ async def test_a_server_that_finds_us_expired_is_not_asked_again(sites, net):
     assert type(error) is CertificateExpired and "certificate expired" in str(error)
 
 
+@pytest.mark.slow
 async def test_a_server_that_refuses_our_name_is_given_up_after_a_few_attempts(sites, net):
     """The server finds the wrong site after its TLS handshake: it can only hang up, and the client can only count."""
     config = sites.forged("beta", uris=["spiffe://swarm.test/alpha/sl/1"])

@@ -149,6 +149,7 @@ async def test_a_handshake_under_way_does_not_keep_a_server_from_stopping(sites)
     await writer.wait_closed()
 
 
+@pytest.mark.slow
 async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(sites, net):
     """A blocking client sends its first request in the same moment; many tries, since only some meet it."""
 

@@ -97,6 +97,7 @@ async def test_a_flush_that_nobody_takes_is_given_up(wires, monkeypatch):
     await wires.gone.wait()
 
 
+@pytest.mark.slow
 async def test_a_slow_reader_is_no_stalled_one(wires, monkeypatch):
     monkeypatch.setattr(joints, "STALL_S", 0.2)
     wires.go.set()

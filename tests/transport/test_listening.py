@@ -12,6 +12,7 @@ from swarm_hpc.transport import door, server
 from tests.transport.test_door import plain_context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", range(6))
 async def test_whoever_connects_while_a_server_stops_is_closed(sites, num_steps):
     app = server.application()

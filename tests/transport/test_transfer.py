@@ -250,6 +250,7 @@ async def test_a_download_to_a_full_disk_says_so(ends, store, tmp_path):
         await ends.download(into=BlobStore(tmp_path / "full", min_free_bytes=1 << 60))
 
 
+@pytest.mark.slow
 async def test_a_download_that_takes_too_long_is_timed_out(ends, store):
     store.put(DATA)
     release = asyncio.Event()
@@ -318,6 +319,7 @@ async def test_a_refusal_is_not_tried_again(ends, store):
         await ends.upload(memoryview(DATA))
 
 
+@pytest.mark.slow
 async def test_a_name_that_the_server_refuses_is_given_up_after_a_few_attempts(ends, store):
     await ends.serve(app_with(store))
     forged = ends.sites.forged("alpha", uris=["spiffe://swarm.test/beta/sl/1"])
