@@ -99,6 +99,7 @@ def test_an_unknown_program_is_named(start):
         start(["no-such-program"])
 
 
+@pytest.mark.slow
 def test_stop_ends_grandchildren_and_who_ignores_sigterm(start):
     stubborn, parent = start(STUBBORN, "stubborn"), start(PARENT, "parent")
     assert first_line(stubborn) == "ready"
@@ -109,6 +110,7 @@ def test_stop_ends_grandchildren_and_who_ignores_sigterm(start):
     assert gone(grandchild)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN"])
 def test_when_stop_returns_no_session_that_was_begun_below_is_left(start, handler):
     program = f"import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.{handler})"

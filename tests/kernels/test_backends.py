@@ -134,6 +134,7 @@ def test_a_mean_of_many_peers_has_the_bits_of_numpy_beyond_what_is_added_up_in_t
         assert found.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
 @pytest.mark.parametrize("num_peers", range(1, 18))
 def test_sums_of_products_with_the_centre_are_0_and_the_others_those_of_numpy(backend, num_peers):

@@ -121,6 +121,7 @@ def test_shards_make_the_whole(merge, layout):
     assert calls == int(distances and layout is not COUNTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES[2:], ids=lambda merge: merge.method)
 def test_peers_that_are_broken_or_far_away_are_found_by_all_shards(merge):
     """What is wrong lies in one shard, and every other one must know of it; far peers take sums in float64."""

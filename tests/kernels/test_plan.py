@@ -89,7 +89,6 @@ def test_the_order_in_which_tensors_are_named_does_not_matter():
 
 
 @given(models)
-@pytest.mark.slow
 def test_data_and_every_tensor_are_aligned(model):
     layout = place(model)
     assert len(layout.header) % ALIGNMENT == 0

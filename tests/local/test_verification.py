@@ -164,6 +164,7 @@ def test_a_blob_that_no_round_names_must_be_whole_too(run):
         stray.unlink()
 
 
+@pytest.mark.slow
 def test_a_round_whose_result_was_removed_is_skipped_with_the_reason(run):
     paths = [path for path in run.blob_files() if path.name == run.merged(2)]
     kept = {path: path.read_bytes() for path in paths}

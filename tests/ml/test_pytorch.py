@@ -341,6 +341,7 @@ def test_a_training_loop_that_is_told_to_leave_goes_on_where_it_was(sl, tmp_path
     assert train() == [(1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_sigterm_and_ends_with_its_loader():
     data = TensorDataset(torch.arange(400))
     loader = DataLoader(data, num_workers=1, worker_init_fn=outlive_sigterm, prefetch_factor=1)

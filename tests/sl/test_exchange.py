@@ -18,6 +18,7 @@ direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirec
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
 
+@pytest.mark.slow
 @gateway_only
 async def test_blobs_go_through_the_shared_folder_where_there_is_one(tmp_path, identities, swarm):
     shared = tmp_path / "shared"

@@ -224,6 +224,7 @@ time.sleep(600)
 
 
 @gateway_only
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "error"),
     [

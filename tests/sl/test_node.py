@@ -190,6 +190,7 @@ async def test_each_check_in_says_which_job_and_image_it_is_from_and_how_long_gp
         assert used["beta"].gpu_s > 0
 
 
+@pytest.mark.slow
 @gateway_only
 @pytest.mark.parametrize(
     ("own", "message"),

@@ -97,6 +97,7 @@ def test_a_signal_goes_to_sl_which_hands_it_to_the_program(tmp_path: Path) -> No
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_a_program_whose_stand_in_is_killed_is_ended(tmp_path: Path) -> None:
     after(tmp_path / "up", lambda: os.kill(os.getpid(), signal.SIGUSR2))
     assert outside.run(pair(tmp_path, WAITS)) == 100 + signal.SIGKILL

@@ -121,6 +121,7 @@ def dry_run(capsys: pytest.CaptureFixture[str], profiles: str, *words: str, site
     return json.loads(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
 def test_each_job_has_its_name_its_contract_and_its_words(
     capsys: pytest.CaptureFixture[str], profiles: str, flag: str

@@ -514,6 +514,7 @@ async def restarted(site: Site, *, connection: ConnectionConfig = PATIENT) -> No
     await site.start()
 
 
+@pytest.mark.slow
 async def test_a_restart_keeps_what_was_fetched_and_fetches_what_was_missed(net):
     one, two = await net.joined("alpha/sl/one", "beta/sl/two")
     fetched = await one.check_in(1, b"one")

@@ -138,6 +138,7 @@ async def test_a_site_that_was_voted_out_reads_no_more_blobs(start_swarm, sn_con
             await (await swarm.client(name)).download(hash_bytes(data))
 
 
+@pytest.mark.slow
 async def test_blobs_that_keep_every_thread_busy_do_not_hold_up_the_ledger(swarm, monkeypatch) -> None:
     """A slow file system under the blobs, with more uploads than asyncio.to_thread has threads."""
     (one,) = await swarm.joined("alpha/sl/one")

@@ -35,7 +35,6 @@ async def test_a_task_is_written_line_by_line(either) -> None:
         await either("append task body fetch 1 Tag: other")
 
 
-@pytest.mark.slow
 async def test_an_unfinished_task_is_deleted_and_its_name_is_free(either) -> None:
     await either("create task PULL_IMAGE fetch Ada ROOTTASK tools")
     assert await either.lines("delete task fetch") == ["TASK DELETED : fetch"]

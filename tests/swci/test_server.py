@@ -230,6 +230,7 @@ MULTIPART = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 async def test_no_body_is_answered_by_a_500(web) -> None:
     loop = asyncio.get_running_loop()
 

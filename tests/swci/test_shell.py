@@ -42,6 +42,7 @@ async def test_commands_are_carried_out_until_exit_and_errors_do_not_end_the_she
     assert history.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 async def test_ctrl_d_ends_the_shell_and_ctrl_c_only_the_line(console) -> None:
     assert await typed(console, "rubb\x03pwd\n\x04") == 0
     assert "ERROR" not in console.out.getvalue()

@@ -61,12 +61,14 @@ def test_a_command_runs_once_however_often_it_is_started(slot: Slot) -> None:
     assert slot.runs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "why"), [("exit 3", "exit code 3"), ("kill -9 $$", "signal 9 (SIGKILL)")])
 def test_how_a_command_failed_is_told(slot: Slot, then: str, why: str) -> None:
     slot.start(then)
     assert slot.end() == Standing(SlotState.FAILED, why)
 
 
+@pytest.mark.slow
 def test_what_was_cancelled_has_ended_and_what_was_not_started_never_starts(slot: Slot, tmp_path: Path) -> None:
     slot.start("sleep 1000")
     until(lambda: slot.runs == 1)
@@ -102,6 +104,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert (slot.end().state, slot.runs) == (SlotState.DONE, 1)
 
 
+@pytest.mark.slow
 def test_a_program_that_is_not_there_fails_with_its_name(slot: Slot) -> None:
     attended.start(slot.folder, ["/no/such/program"], env={}, cwd=slot.folder)
     assert slot.end().why == "exit code 127"

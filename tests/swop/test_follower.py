@@ -62,6 +62,7 @@ async def test_what_the_site_does_not_do_is_an_error_and_starts_nothing(site: Si
     assert (mine.state, mine.text, bench.starts) == (ERROR, f"train: not done here: {refusal}", {})
 
 
+@pytest.mark.slow
 async def test_a_reset_ends_what_runs_and_the_next_task_is_done(site: Site) -> None:
     ada, bench = await site.operator(), Bench()
     bench.standing = Standing(SlotState.STARTED, "job 7 running")
@@ -79,6 +80,7 @@ async def test_a_reset_ends_what_runs_and_the_next_task_is_done(site: Site) -> N
     assert second != first
 
 
+@pytest.mark.slow
 async def test_a_swop_that_is_started_again_goes_on_with_what_it_had_begun(site: Site) -> None:
     ada, bench = await site.operator(), Bench()
     bench.standing = Standing(SlotState.STARTED, "job 7 running")

@@ -138,6 +138,7 @@ def test_a_run_is_not_this_work(site):
         perform(RunSwarm(command="x", entrypoint="", working_dir="/w"), "o", site.places(), print)
 
 
+@pytest.mark.slow
 def test_a_process_does_a_job_and_ends_with_the_reason(site, monkeypatch):
     file = site.root / "job.json"
     job = Job(task="t", type=TaskType.PULL_IMAGE, outcome="a b", body=to_lines(PULL), places=site.places())

@@ -115,6 +115,7 @@ def test_a_policy_is_read_from_beside(tmp_path):
     assert policy.nodes(2) == 1
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_damaged_profile_is_read_or_refused_and_nothing_else(data):
     text = data.draw(st.sampled_from([SPIRE]))

@@ -41,6 +41,7 @@ async def closed_port() -> int:
     return port
 
 
+@pytest.mark.slow
 async def test_nobody_there_is_not_reachable_after_the_connect_timeout(sites, net):
     address = f"127.0.0.1:{await closed_port()}"
     client = await net.client(sites.identity("alpha/sl/1"), address, connect_timeout_s=0.3)

@@ -65,6 +65,7 @@ async def test_a_connection_without_a_request_is_ended(sites, net, app, connect,
     assert await ended(trickling) == b""
 
 
+@pytest.mark.slow
 async def test_a_request_under_way_is_no_idle_connection(sites, net, monkeypatch):
     monkeypatch.setattr(watch, "IDLE_S", 0.05)
 
@@ -95,6 +96,7 @@ async def test_a_blob_that_stops_arriving_is_given_up_and_leaves_nothing(sites, 
     assert list(store.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_an_answer_that_nobody_reads_is_given_up(sites, net, tmp_path, connect, monkeypatch):
     monkeypatch.setattr(watch, "STALL_S", 0.2)
     store = BlobStore(tmp_path / "blobs")

@@ -26,6 +26,7 @@ async def test_whoever_connects_while_a_server_stops_is_closed(sites, num_steps)
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_quiet", [True, False], ids=["says nothing", "says goodbye"])
 async def test_a_server_that_stops_leaves_no_connection_however_slow_its_peer_is(sites, monkeypatch, is_quiet):
     monkeypatch.setattr(door, "GOODBYE_S", 0.2)

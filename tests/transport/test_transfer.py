@@ -277,6 +277,7 @@ async def test_nobody_there_is_not_reachable(ends, store):
         await ends.download(connection=ConnectionConfig(connect_timeout_s=0.2))
 
 
+@pytest.mark.slow
 async def test_a_server_that_keeps_cutting_without_a_byte_is_given_up(ends, store):
     store.put(DATA)
     await ends.serve(app_with(store, cutting(times=1000, at_byte=0)))
@@ -387,6 +388,7 @@ async def test_an_address_that_is_none_is_named(ends, address):
         await ends.download()
 
 
+@pytest.mark.slow
 async def test_a_server_that_dies_in_the_middle_is_given_up_after_the_connect_timeout(ends, store, monkeypatch):
     store.put(DATA)
     await ends.serve(app_with(store, cutting(times=1, at_byte=len(DATA) // 2)))

@@ -188,6 +188,7 @@ async def test_a_half_closed_connection_ends_as_a_whole(sns):
     await until(lambda: not alpha.tunnels.connections() and not beta.tunnels.connections())
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_makes_the_writer_wait_and_no_memory_grow(sns):
     read = asyncio.Event()
     size, got = 64 * MIB, hashlib.sha256()

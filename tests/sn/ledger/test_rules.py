@@ -379,7 +379,6 @@ def outcome(call: Callable[[Ledger], object], ledger: Ledger) -> tuple[str | Non
     return None, ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "examples", "steps"),
     [
