@@ -1,12 +1,13 @@
 """How fast parameters travel between two processes on this host by mutual TLS 1.3, beside openssl's own tools.
 
-    python benchmarks/bench_transfer.py [--mib 400] [--repeats 5] [--json]
+    python benchmarks/bench_transfer.py [--mib 400] [--link-mib 100] [--mbit 1000] [--repeats 5] [--json]
 
 In turn: a download from an SL's file server into memory that is used again, hash verified (as a leader fetches); the
 same file from `openssl s_server` by `openssl s_client` into /dev/null, with the same certificates and the cipher that
 the first one agreed on. CPU seconds are those of both processes. Then three peers' parameters at once, alone and as a
 leader gets them: merged with its own while they arrive, or, by a geometric median, thereafter, hash of the result
-included. Writes benchmarks/results/transfer.json.
+included. On one host, where both ends keep its cores busy; and, which takes root, over a link of `--mbit` Mbit/s into
+another network namespace. Writes benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from limited_links import Host, switched
 from machine import describe, write_results
 from models import fill, layout_of
 from rich.console import Console
@@ -53,6 +55,8 @@ CIPHER = "TLS_AES_256_GCM_SHA384"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=400, help="size of the parameters")
+    parser.add_argument("--link-mib", type=int, default=100, help="size of the parameters on the limited link")
+    parser.add_argument("--mbit", type=int, default=1000, help="speed of that link")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     options = parser.parse_args()
@@ -64,6 +68,7 @@ def main() -> None:
         names = [store.put(model(layout, seed)) for seed in range(4)]
         ours, theirs = measure(folder, identity, names[0], layout.size_bytes, options.repeats)
         leading = lead(folder, identity, layout, names, options.repeats)
+        leading += linked(folder, identity, options.link_mib, options.mbit, options.repeats)
     rows = [row("swarm_hpc", ours, options.mib), row("openssl", theirs, options.mib)]
     ratio = statistics.median(them[0] / us[0] for us, them in zip(ours, theirs, strict=True))
     rows += leading
@@ -112,7 +117,23 @@ class Peers:
         await download(self._identity, self._endpoint, blob, expect=expect, connection=ConnectionConfig(), **to)
 
 
-def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], repeats: int) -> list[dict[str, Any]]:
+def linked(folder: Path, identity: Identity, mib: int, mbit: int, repeats: int) -> list[dict[str, Any]]:
+    """As `lead`, the peers behind a limited link. None, and a word, where it cannot be made."""
+    layout, store = layout_of(mib), BlobStore(folder / "store")
+    with ExitStack() as stack:
+        try:
+            _, [host] = stack.enter_context(switched(1, mbit))
+        except (OSError, subprocess.SubprocessError) as exc:
+            print(f"no rows of a limited link, which takes root and iproute2: {exc}", file=sys.stderr)
+            return []
+        names = [store.put(model(layout, seed)) for seed in range(4)]
+        rows = lead(folder, identity, layout, names, repeats, host)
+    return [row | {"backend": f"{row['backend']}, {mbit} Mbit/s", "mbit": mbit} for row in rows]
+
+
+def lead(
+    folder: Path, identity: Identity, layout: Layout, names: list[str], repeats: int, host: Host | None = None
+) -> list[dict[str, Any]]:
     """Rows per method: fetching three blobs, and fetching them and merging them with an own one; in turn."""
     own, *others = names
     blobs = {name: memoryview(bytearray(layout.size_bytes)) for name in names}
@@ -121,7 +142,7 @@ def lead(folder: Path, identity: Identity, layout: Layout, names: list[str], rep
     check_ins = [CheckIn(node=f"alpha/sl/{number}", blob=name, weight=1) for number, name in enumerate(names)]
     methods = (MergeMethod.MEAN, MergeMethod.COORDMEDIAN, MergeMethod.GEOMEDIAN)
     taken: dict[MergeMethod, list[tuple[float, float]]] = {method: [] for method in methods}
-    with our_server(folder) as (_, endpoint):
+    with our_server(folder, host) as (_, endpoint):
         peers = Peers(identity, endpoint)
         streams = {method: Stream(peers, layout, Merge(method=method)) for method in methods}
 
@@ -179,8 +200,9 @@ def measure(folder: Path, identity: Identity, blob: str, size: int, repeats: int
 
 
 @contextmanager
-def our_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, str(SERVER), str(folder)]
+def our_server(folder: Path, host: Host | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    launcher, address = (host.launcher, host.address) if host else ((), "127.0.0.1")
+    command = [*launcher, sys.executable, str(SERVER), str(folder), address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         yield process, process.stdout.readline().strip()
