@@ -683,10 +683,20 @@ static int NAME(trimmed_mean)(const struct rows *rows, const struct order *order
 
 /* Sums of products over the elements: in 64 bytes of lanes within a tile, in 8 doubles within a block. */
 #define WIDE NAME(wide)
+#define EIGHT NAME(eight)
+typedef double EIGHT __attribute__((vector_size(64)));
 struct WIDE {
-    double sum[8];
+    EIGHT sum;
 };
 ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
+#if BYTES == 64
+    __m512d sum = (__m512d)wide->sum, whole = (__m512d)*lanes;
+    if (NARROW) {
+        sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_castpd_ps(whole))));
+        whole = _mm512_cvtps_pd(_mm512_extractf32x8_ps(_mm512_castpd_ps(whole), 1));
+    }
+    wide->sum = (EIGHT)_mm512_add_pd(sum, whole);
+#else
     REAL each[STEP] __attribute__((aligned(64)));
     memcpy(each, lanes, sizeof each);
     for (int lane = 0; lane < 8; lane++)
@@ -694,6 +704,7 @@ ALWAYS void NAME(flush)(const VECTOR *lanes, struct WIDE *wide) {
     if (NARROW)
         for (int lane = 0; lane < 8; lane++)
             wide->sum[lane] += (double)each[STEP - 8 + lane];
+#endif
 }
 /* Few rows: differences from `middle` among themselves, as they come from the memory. All sums stay in registers: what
    is stored meanwhile is driven out of the first cache by what comes. */
@@ -732,33 +743,47 @@ static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *t
 #endif
     }
 }
-/* num_first tiles against num_second others', or `same`, among themselves. `ahead`: what will be read next. */
+/* What will be read next, announced line by line while there is arithmetic to do: many announcements at once are lost.
+   Row by row, so that the memory sees long runs. */
+#define LINES (TILE * sizeof(REAL) / 64)
+#define AHEAD_OF NAME(ahead)
+struct AHEAD_OF {
+    const char *const *rows;
+    size_t num_lines, next, at_once;
+};
+ALWAYS void NAME(announce)(struct AHEAD_OF *ahead) {
+    for (size_t k = 0; k < ahead->at_once && ahead->next < ahead->num_lines; k++, ahead->next++)
+        __builtin_prefetch(ahead->rows[ahead->next / LINES] + ahead->next % LINES * 64, 0, 2);
+}
+/* num_first tiles against num_second others', or `same`, among themselves: by the squares of what is between them, or by
+   the products of their differences from `middle`, which end up in `apart` where they are the same, and come from there
+   where they are not. */
 #define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
 ALWAYS void NAME(pairs)(
     const int num_first, const int num_second, const int same, const int squares, const REAL *middle,
-    const REAL *const *first, const REAL *const *second, const REAL *const *ahead, struct WIDE *const *wide) {
+    const REAL *const *first, const REAL *const *second, REAL *apart, struct AHEAD_OF *told,
+    struct WIDE *const *wide) {
     VECTOR lanes[PAIRS][PAIRS][PARTS];
+    struct AHEAD_OF ahead = *told;
     memset(lanes, 0, sizeof lanes);
     for (int64_t i = 0; i < TILE; i += STEP) {
-        if (same && ahead != NULL)
-            for (int a = 0; a < num_first; a++)
-                __builtin_prefetch(ahead[a] + i, 0, 2);
+        NAME(announce)(&ahead);
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
             VECTOR left[PAIRS], right[PAIRS], centre = {0};
-            if (!squares)
+            if (!squares && same)
                 centre = LOAD(middle + i, part);
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
-                if (a < num_first)
-                    left[a] = LOAD(first[a] + i, part) - centre;
+                if (a < num_first) {
+                    left[a] = LOAD(first[a] + i, part);
+                    if (!squares && same)
+                        AT(apart + a * TILE + i, part) = left[a] -= centre;
+                }
 #pragma GCC unroll 4
             for (int b = 0; b < PAIRS; b++)
-                if (b < num_second) {
-                    right[b] = LOAD(second[b] + i, part) - centre;
-                    if (same)
-                        right[b] = left[b];
-                }
+                if (b < num_second)
+                    right[b] = same ? left[b] : (VECTOR)LOAD(second[b] + i, part);
 #pragma GCC unroll 4
             for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -769,6 +794,7 @@ ALWAYS void NAME(pairs)(
                     }
         }
     }
+    *told = ahead;
 #pragma GCC unroll 4
     for (int a = 0; a < PAIRS; a++)
 #pragma GCC unroll 4
@@ -777,28 +803,33 @@ ALWAYS void NAME(pairs)(
                 NAME(flush)(lanes[a][b], wide[a] + b);
 }
 #define ACROSS(a, b) \
-    case 8 * a + b: NAME(pairs)(a, b, 0, squares, middle, tiles + first, tiles + second, NULL, where); break;
+    case 8 * a + b: NAME(pairs)(a, b, 0, squares, NULL, left, right, NULL, ahead, where); break;
 #define ALONE(a) \
-    case a: NAME(pairs)(a, a, 1, squares, middle, tiles + first, tiles + first, ahead ? ahead + first : NULL, where); break;
-/* All tiles against each other. `wide`: a table of num_rows^2, of which only second >= first is used. */
+    case a: NAME(pairs)(a, a, 1, squares, middle, left, right, room + first * TILE, ahead, where); break;
+/* All tiles against each other. `wide`: a table of num_rows^2, of which only second >= first is used. `room`: a tile for
+   each, which may be that tile; unless by squares, it is overwritten. */
 ALWAYS void NAME(all_pairs)(
-    const int squares, const REAL *middle, int64_t num_rows, const REAL *const *tiles, const REAL *const *ahead,
+    const int squares, const REAL *middle, int64_t num_rows, const REAL **tiles, REAL *room, struct AHEAD_OF *ahead,
     struct WIDE *wide) {
-    for (int64_t first = 0; first < num_rows; first += PAIRS)
-        for (int64_t second = first; second < num_rows; second += PAIRS) {
+    for (int64_t second = 0; second < num_rows; second += PAIRS)
+        for (int64_t back = 0; back <= second; back += PAIRS) {
+            int64_t first = second - back; /* itself before others */
             int num_first = num_rows - first < PAIRS ? (int)(num_rows - first) : PAIRS;
             int num_second = num_rows - second < PAIRS ? (int)(num_rows - second) : PAIRS;
+            const REAL **left = tiles + first, **right = tiles + second;
             struct WIDE *where[PAIRS];
             for (int a = 0; a < num_first; a++)
                 where[a] = wide + (first + a) * num_rows + second;
-            if (first == second)
+            if (first == second) {
                 switch (num_first) {
                     ALONE(1) ALONE(2)
 #if PAIRS == 4
                     ALONE(3) ALONE(4)
 #endif
                 }
-            else
+                for (int a = 0; !squares && a < num_first; a++)
+                    left[a] = room + (first + a) * TILE;
+            } else
                 switch (8 * num_first + num_second) {
                     ACROSS(PAIRS, 1) ACROSS(PAIRS, 2)
 #if PAIRS == 4
@@ -813,42 +844,44 @@ static void NAME(fold)(
     memset(table, 0, num_peers * num_peers * sizeof(double));
     for (int64_t first = 0; first < num_rows; first++)
         for (int64_t second = first; second < num_rows; second++) {
-            const double *s = wide[first * num_rows + second].sum;
+            const EIGHT s = wide[first * num_rows + second].sum;
             double four[4] = {s[0] + s[4], s[1] + s[5], s[2] + s[6], s[3] + s[7]};
             table[peers[first] * num_peers + peers[second]] = (four[0] + four[2]) + (four[1] + four[3]);
         }
 }
 static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, double *table) {
     REAL *room;
-    const REAL **tiles, **ahead;
+    const REAL **tiles;
     int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0;
     int done = NAME(room)(rows, 1, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
     int64_t *peers = malloc(num_peers * sizeof(int64_t));
-    ahead = malloc(num_peers * sizeof(REAL *));
-    done = done && wide != NULL && peers != NULL && ahead != NULL;
+    const char **next = malloc(num_peers * sizeof(char *));
+    done = done && wide != NULL && peers != NULL && next != NULL;
     for (int64_t peer = 0; done && peer < num_peers; peer++)
         if (measure == SQUARES || peer != centre)
             peers[num_rows++] = peer;
+    const int64_t groups = (num_rows + PAIRS - 1) / PAIRS, steps = groups * (groups + 1) / 2 * (TILE / STEP);
+    struct AHEAD_OF ahead = {next, direct ? num_peers * LINES : 0, 0, steps ? (num_peers * LINES + steps - 1) / steps : 0};
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
-        for (int64_t k = 0; k < num_rows; k++) {
+        for (int64_t k = 0; k < num_rows; k++)
             tiles[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
-            if (direct)
-                ahead[k] = (const REAL *)rows->rows[peers[k]] + start + TILE;
-        }
+        for (int64_t peer = 0; peer < num_peers; peer++)
+            next[peer] = (const char *)rows->rows[peer] + (start + TILE) * width_of[rows->dtype];
+        ahead.next = 0;
         const REAL *middle = measure == SQUARES ? NULL : NAME(tile)(rows, centre, start, room + num_peers * TILE);
         if (measure == SQUARES)
-            NAME(all_pairs)(1, NULL, num_rows, tiles, direct ? ahead : NULL, wide);
+            NAME(all_pairs)(1, NULL, num_rows, tiles, room, &ahead, wide);
         else if (num_rows <= FEW)
             NAME(few)(num_rows, middle, tiles, wide);
         else
-            NAME(all_pairs)(0, middle, num_rows, tiles, direct ? ahead : NULL, wide);
+            NAME(all_pairs)(0, middle, num_rows, tiles, room, &ahead, wide);
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
             NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
-    free(ahead);
+    free(next);
     free(peers);
     free(wide);
     free(room);
@@ -893,6 +926,9 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef BITS
 #undef TERMS
 #undef WIDE
+#undef EIGHT
+#undef LINES
+#undef AHEAD_OF
 #undef STEP
 #undef PARTS
 #undef LOAD
