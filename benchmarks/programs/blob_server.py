@@ -1,6 +1,6 @@
 """An SL's file server in a process of its own, for bench_transfer.py: prints its endpoint; CPU seconds when asked.
 
-    python blob_server.py FOLDER HOST
+python blob_server.py FOLDER HOST
 """
 
 import asyncio

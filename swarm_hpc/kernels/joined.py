@@ -5,7 +5,6 @@ The numbers are those of whole models in one memory, to the last bit, because pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swarm_hpc.errors import MergeError
-from swarm_hpc.kernels.cpu import Pieces, exact_parts, matrix
+from swarm_hpc.kernels.cpu import Pieces, exact_parts, exact_sum, matrix
 from swarm_hpc.kernels.plain import Measure
 from swarm_hpc.kernels.weiszfeld import Matrix
 
@@ -35,7 +34,8 @@ class Joined:
         self._exchange = exchange
 
     def sums(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> Matrix:
-        """`Measured.sums`. MergeError where this shard's sums take more than MAX_PARTS numbers."""
+        """`Measured.sums`. MergeError where this shard's sums take more than MAX_PARTS numbers, or squares add up to
+        what they cannot."""
         columns = self._own.columns(peers, measure, centre)
         own = np.zeros((len(columns), MAX_PARTS))
         for place, parts in enumerate(map(exact_parts, columns)):
@@ -44,14 +44,13 @@ class Joined:
             own[place, : len(parts)] = parts
         # peers x places x parts
         found = np.stack(list(self._exchange(own))).swapaxes(0, 1).reshape(len(columns), -1)
-        return matrix([_total(column) for column in found.tolist()], len(peers))
+        totals = [exact_sum(column) for column in found.tolist()]
+        # squares are asked for where all values are in bounds; a peer may state any numbers
+        if measure is Measure.SQUARES and not all(total >= 0 for total in totals):
+            raise MergeError("what the peers state cannot be sums of squares")
+        return matrix(totals, len(peers))
 
     def bounded(self, peers: Sequence[int], limit: float) -> list[bool]:
         """`Measured.bounded`"""
         own = np.array(self._own.bounded(peers, limit), np.float64)
         return [all(flags) for flags in zip(*(one.tolist() for one in self._exchange(own)), strict=True)]
-
-
-def _total(parts: Sequence[float]) -> float:
-    """`cpu.exact_sum` of all that these are parts of: a part is NaN where a number is too large."""
-    return math.nan if any(math.isnan(part) for part in parts) else math.fsum(parts)

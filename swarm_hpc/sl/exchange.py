@@ -60,6 +60,9 @@ class Exchange(Protocol):
     def holds(self, blob: str) -> bool:
         """Whether a blob that this node has offered is still where the peers fetch it from, as far as it can tell."""
 
+    async def pass_on(self, round_: Round, merged: memoryview) -> None:
+        """`merged` is the blob of an earlier round, from which the newest result is seen: keep it for peers, too."""
+
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """A round is over and `merged` is its blob: keep what peers may still ask for, delete what is old."""
 
@@ -100,6 +103,9 @@ class GatewayExchange:
         """The SN has it: it keeps what current rounds need."""
         return True
 
+    async def pass_on(self, round_: Round, merged: memoryview) -> None:
+        """The SN has it: it came from there."""
+
     async def settle(self, round_: Round, merged: memoryview) -> None:
         """The SN keeps and deletes; but of a round that was merged in shards it has no whole model yet."""
         if self._sharded:
@@ -128,6 +134,8 @@ class DirectExchange:
         self._merge = Merge()
         self._chain: set[str] = set()
         """Results that the newest one is made up of, as far as they are here."""
+        self._chain_start = 0
+        """The round of the first one."""
 
     async def enter(self, contract: TrainingContract) -> None:
         """Show what an earlier process left for this contract's latest rounds, and delete the rest."""
@@ -139,6 +147,7 @@ class DirectExchange:
         self._readers.blobs.clear()
         oldest = min(max(1, contract.round - self.keep_rounds), chain.start) if self.keep_rounds else 1
         rounds = await self._sn.rounds(name, oldest, contract.round)
+        self._chain_start = chain.start
         self._chain = {round_.merged for round_ in rounds if round_.number in chain and round_.merged}
         known = {round_.merged for round_ in rounds} | {c.blob for round_ in rounds for c in round_.check_ins}
         left = set(await asyncio.to_thread(self._store.blobs))
@@ -187,14 +196,20 @@ class DirectExchange:
         """Whether it is in the store: a process that starts on another machine may find an empty one."""
         return self._store.has(blob)
 
-    async def settle(self, round_: Round, merged: memoryview) -> None:
-        """Keep the merged blob for peers that come late, and drop the oldest round."""
+    async def pass_on(self, round_: Round, merged: memoryview) -> None:
+        """Put it in the store, where it stays as long as newer results are seen from it."""
         await self._keep(round_.merged, merged)
-        if round_.number == self._merge.chain(round_.number).start:
+        start = self._merge.chain(round_.number).start
+        if start > self._chain_start:
             # the older ones go as all blobs do
             self._rounds[-1] |= self._chain.difference(*self._rounds)
-            self._chain = set()
-        self._chain.add(round_.merged)
+            self._chain, self._chain_start = set(), start
+        if start == self._chain_start:
+            self._chain.add(round_.merged)
+
+    async def settle(self, round_: Round, merged: memoryview) -> None:
+        """Keep the merged blob for peers that come late, and drop the oldest round."""
+        await self.pass_on(round_, merged)
         self._rounds.append(set())
         if not self.keep_rounds or len(self._rounds) <= self.keep_rounds + 1:
             return

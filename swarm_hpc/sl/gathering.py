@@ -51,6 +51,15 @@ class Gathering:
         self._used.append(data)
         return data
 
+    @contextmanager
+    def for_a_merge(self) -> Iterator[Callable[[int], memoryview]]:
+        """`room` for memory that is free again at the end: a merge may be tried more than once in a round."""
+        before = len(self._used)
+        yield self.room
+        for data in self._used[before:]:
+            self._rooms[len(data)].give_back([data])
+        del self._used[before:]
+
     async def fetch(self, check_ins: Sequence[CheckIn], tell: Callable[[str], None] | None = None) -> None:
         """Get the blobs of the check-ins as far as they can be had now; the rest is `missing`.
 

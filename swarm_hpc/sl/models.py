@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from swarm_hpc.errors import BlobNotFound
 from swarm_hpc.kernels.deltas import BLOCK, Deltas
@@ -24,6 +25,10 @@ from swarm_hpc.transport.blobs import hash_bytes
 _RESULT_WIRE: Final = Wire.BF16
 """Of a result, whatever the check-ins' is. Who merges changes from round to round, and nobody else knows what its
 rounding leaves out: so it keeps 8 bits of each difference, however small beside others, and loses none for good."""
+
+
+NOTHING: Final = (0, "")
+"""The round and blob of no result."""
 
 
 class Forms:
@@ -75,8 +80,8 @@ class Models:
         self.forms = Forms(layout, merge)
         self.spare = memoryview(bytearray(layout.size_bytes))
         """Room for one more model beside the arena: results are made whole before they count."""
-        self.blob = ""
-        """Hash of the published form of what is in `spare`; empty while that is unsure."""
+        self.result = NOTHING
+        """Round and published blob of what is in `spare`. A blob alone does not tell: differences may be equal."""
         self._chunks = cut(layout, BLOCK, chunk_bytes)
         self._slots: list[memoryview] = []
         self._base, self._base_round = memoryview(b""), 0
@@ -86,6 +91,8 @@ class Models:
         """Whether it has that of `spare`, or of the base."""
         self._sent = memoryview(b"")
         self._left = np.zeros(0, np.float32)
+        self._doubtful = self._left
+        """`left` if what was sent last should turn out to have been merged; as a rule there is no doubt."""
         if self.forms.check_in is not None and self.forms.result is not None:
             self._base = memoryview(bytearray(layout.size_bytes))
             self._difference = memoryview(bytearray(self.forms.result.layout.size_bytes))
@@ -106,6 +113,10 @@ class Models:
         chain = self.forms.merge.chain(number)
         return range(max(chain.start, min(self._base_round, number - 1) + 1), number)
 
+    def leads_nowhere(self, number: int, result: ReadableBuffer) -> bool:
+        """Whether that published result of a round is seen from the one before, which is not here."""
+        return self.forms.is_difference(result, self.forms.result) and not self.has(number - 1)
+
     def needs_base(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> bool:
         """Whether merging these takes the result of the round before, and that is not here."""
         return not self.has(number - 1) and bool(self.forms.differences(check_ins))
@@ -121,12 +132,26 @@ class Models:
 
     def arrived(self, number: int, model: memoryview, sent: memoryview) -> None:
         """`outgoing` made `sent` of the model, and it was merged: note what it left out."""
+        self._leave(number, model, sent, self._left)
+
+    def doubt(self, number: int, model: memoryview, sent: memoryview) -> None:
+        """As `arrived`, where only `decided` will tell whether it was merged."""
+        self._doubtful = self._left.copy()
+        self._leave(number, model, sent, self._doubtful)
+
+    def decided(self, merged: bool) -> None:
+        """What there was doubt of was merged, or will never be."""
+        if merged:
+            self._left = self._doubtful
+        self._doubtful = self._left
+
+    def _leave(self, number: int, model: memoryview, sent: memoryview, left: npt.NDArray[np.float32]) -> None:
         if self.forms.check_in is None:
             return
         if not self.forms.is_difference(sent, self.forms.check_in):
-            self._left[:] = 0
+            left[:] = 0
         elif self.has(number - 1):
-            self.forms.check_in.leave(model, self._base, sent, self._left)
+            self.forms.check_in.leave(model, self._base, sent, left)
 
     # --- merging ---
 
@@ -202,10 +227,10 @@ class Models:
 
         BlobNotFound: it is seen from the result of the round before, and that is not here.
         """
+        if self.leads_nowhere(number, result):
+            raise BlobNotFound(f"round {number} differs from the result of the one before, which cannot be had")
         self._compact = self.forms.is_difference(result, self.forms.result)
         if self._compact and self.forms.result is not None:
-            if not self.has(number - 1):
-                raise BlobNotFound(f"round {number} differs from the result of the one before, which cannot be had")
             self.forms.result.decode(result, self._base, self.spare)
         elif len(result) == len(self.spare):
             if result.obj is not self.spare.obj:
@@ -217,7 +242,7 @@ class Models:
         """`spare` has the result of that round: keep it as what the next one is seen from."""
         if not self.exact:
             self._base, self.spare, self._base_round = self.spare, self._base, number
-            self.blob = ""
+            self.result = NOTHING
 
     def take(self, number: int, target: memoryview) -> None:
         """Copy the result of that round, from `spare` unless it is kept already, to `target`, and keep it."""

@@ -21,6 +21,7 @@ from swarm_hpc.errors import (
     ModelMismatch,
     NotReachable,
     RoundError,
+    SwarmError,
     TimedOut,
     TransportError,
 )
@@ -31,7 +32,7 @@ from swarm_hpc.sl.exchange import Exchange
 from swarm_hpc.sl.gathering import NOT_NOW, Gathering, lost
 from swarm_hpc.sl.laps import Laps, Phase
 from swarm_hpc.sl.member import Member
-from swarm_hpc.sl.models import Models
+from swarm_hpc.sl.models import NOTHING, Models
 from swarm_hpc.sl.shards import ShardedMerge, digest
 from swarm_hpc.sl.streaming import Stream, can_stream
 from swarm_hpc.sn.client import RoundView, SnClient
@@ -88,6 +89,8 @@ class Participant:
         self._shards = ShardedMerge(sn, member, exchange, arena.layout, contract.spec.merge, self.laps)
         self._shared = ""
         """`shards.digest` of what was merged in shards last, or was to be."""
+        self._arrived = self._doubtful = NOTHING
+        """The latest round, and the blob, that this node's parameters were merged in, or may have been."""
 
     async def take_part(
         self, number: int, mine: Contribution | None, *, max_wait_s: float, standing: bool = False
@@ -98,8 +101,14 @@ class Participant:
         round had a result (`num_peers` 0), or where nobody could give it (a warning). TimedOut after `max_wait_s`.
         ModelMismatch, BlobCorrupt: a peer's parameters cannot be merged; the error names it, and nothing was merged.
         """
-        with self._gathering.for_a_round():
-            return await self._go_through(number, mine, max_wait_s, standing)
+        try:
+            with self._gathering.for_a_round():
+                return await self._go_through(number, mine, max_wait_s, standing)
+        except SwarmError:
+            if mine is not None and not self._models.exact and self._arrived != (number, mine.check_in.blob):
+                await asyncio.to_thread(self._models.doubt, number, mine.model, mine.data)
+                self._doubtful = number, mine.check_in.blob
+            raise
 
     async def _go_through(self, number: int, mine: Contribution | None, max_wait_s: float, standing: bool) -> Outcome:
         if mine is not None:
@@ -138,6 +147,7 @@ class Participant:
             return None
         self.reason = f"{self._spec.name} round {newest}: fetching the merged parameters"
         view = await self._sn.round(self._spec.name, newest)
+        await self._end_doubt()
         with self._gathering.for_a_round():
             anew = await self._load(view.round, mine=None)
         if anew:
@@ -199,13 +209,14 @@ class Participant:
 
     async def _share(self, round_: Round, mine: Contribution) -> None:
         """Merge the round in shards. Its result is in the spare then, or the leader has to merge alone."""
-        self._shared, self._models.blob = digest(round_), ""
+        self._shared, self._models.result = digest(round_), NOTHING
         # the leader needs the other half where this comes to nothing
         within_s = max(round_.leader_due_in_s or 0, 0) / 2
         try:
-            self._models.blob = await self._shards.merge(
+            merged = await self._shards.merge(
                 round_, mine.data, self._models.spare, within_s=within_s, tell=partial(self._tell, round_)
             )
+            self._models.result = round_.number, merged
         except (BlobError, TransportError, MergeError, RoundError) as exc:
             log.warning("%s round %d is not merged in shards: %s", round_.contract, round_.number, exc)
 
@@ -213,7 +224,7 @@ class Participant:
         self.reason = f"{round_.contract} round {round_.number}: {how_far}"
 
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
-        merged = self._models.blob if digest(round_) == self._shared else ""
+        merged = self._models.result[1] if digest(round_) == self._shared else ""
         if not merged:
             try:
                 merged = await self._merge(round_, mine)
@@ -228,21 +239,22 @@ class Participant:
                 lambda i: self._sn.publish(round_.contract, round_.number, self._member.name, i, merged)
             )
 
-    async def _merge(self, round_: Round, mine: Contribution | None) -> str:
+    async def _merge(self, round_: Round, mine: Contribution | None, *, bring: bool = True) -> str:
         """Get the peers' parameters and merge them into the spare; the hash.
 
-        An error of NOT_NOW: some are `_missing`.
+        An error of NOT_NOW: some are `_missing`, or the result from which they are seen; unless `bring`, that is not
+        looked for.
         """
         own = {mine.check_in.blob: mine.data} if mine is not None else {}
-        self._models.blob, self._missing = "", {}
+        self._models.result, self._missing, merged = NOTHING, {}, ""
         if can_stream(self._spec.merge):
             try:
-                self._models.blob = await self._merge_as_they_arrive(round_, own)
-                return self._models.blob
+                merged = await self._merge_as_they_arrive(round_, own)
             except BlobCorrupt as exc:
                 log.warning("%s round %d: fetching all before merging: %s", round_.contract, round_.number, exc)
-        self._models.blob = await self._gather_and_merge(round_, own)
-        return self._models.blob
+        merged = merged or await self._gather_and_merge(round_, own, bring)
+        self._models.result = round_.number, merged
+        return merged
 
     async def _merge_as_they_arrive(self, round_: Round, own: Mapping[str, memoryview]) -> str:
         try:
@@ -253,7 +265,7 @@ class Participant:
             self.laps.add(Phase.MERGE, self._stream.merge_s)
             self.laps.add(Phase.FETCH, -self._stream.merge_s)
 
-    async def _gather_and_merge(self, round_: Round, own: Mapping[str, memoryview]) -> str:
+    async def _gather_and_merge(self, round_: Round, own: Mapping[str, memoryview], bring: bool) -> str:
         gathering = self._gathering
         gathering.blobs |= own
         with self.laps.lap(Phase.FETCH):
@@ -261,13 +273,11 @@ class Participant:
         self._missing = gathering.missing
         for exc in gathering.missing.values():
             raise exc
-        if self._models.needs_base(round_.number, gathering.blobs):
-            await self._bring(range(round_.number - 1, round_.number))
+        if bring and self._models.needs_base(round_.number, gathering.blobs):
+            await self._bring(range(self._models.needed(round_.number - 1).start, round_.number), round_)
         self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
-        with self.laps.lap(Phase.MERGE):
-            return await asyncio.to_thread(
-                self._models.merge, round_.number, round_.check_ins, gathering.blobs, gathering.room
-            )
+        with self.laps.lap(Phase.MERGE), gathering.for_a_merge() as room:
+            return await asyncio.to_thread(self._models.merge, round_.number, round_.check_ins, gathering.blobs, room)
 
     async def _drop_lost(self, round_: Round) -> bool:
         """Go on without the nodes that are away with the only copy of their blob; whether there are any."""
@@ -285,8 +295,12 @@ class Participant:
     async def _take(self, view: RoundView, mine: Contribution | None, deadline: float) -> int:
         """Bring a published round's parameters into the arena; from how many peers, 0 where nobody has them."""
         self.reason = f"{self._spec.name} round {view.round.number}: fetching the merged parameters"
-        if mine is not None and rounds.is_checked_in(view.round, self._member.name, mine.check_in.blob):
+        if mine is not None and not rounds.is_checked_in(view.round, self._member.name, mine.check_in.blob):
+            mine = None  # of no use here
+        await self._end_doubt(mine)
+        if mine is not None:
             await asyncio.to_thread(self._models.arrived, view.round.number, mine.model, mine.data)
+            self._arrived = view.round.number, mine.check_in.blob
         try:
             anew = await self._load_in_time(view.round, mine, deadline)
         except NOT_NOW as exc:
@@ -295,6 +309,16 @@ class Participant:
         if anew:
             await self._settle(view.round)
         return len(view.round.check_ins)
+
+    async def _end_doubt(self, merged: Contribution | None = None) -> None:
+        """Find out whether what was handed in without hearing the end of it counts, and is no part of `merged`."""
+        number, blob = self._doubtful
+        if number:
+            round_ = (await self._sn.round(self._spec.name, number)).round
+            if round_.state is RoundState.PUBLISHED:
+                same = merged is not None and merged.check_in.blob == blob
+                self._models.decided(not same and rounds.is_checked_in(round_, self._member.name, blob))
+                self._doubtful = NOTHING
 
     async def _load_in_time(self, round_: Round, mine: Contribution | None, deadline: float) -> bool:
         """As `_load`, again where the SN that has the result is only out of reach."""
@@ -324,37 +348,54 @@ class Participant:
         await self._exchange.settle(round_, self._models.published(self._arena.buffer))
 
     async def _fetch(self, round_: Round, mine: Contribution | None) -> None:
-        """Have the merged parameters of a round in the spare."""
-        if self._models.blob != round_.merged:
-            await self._bring(self._models.needed(round_.number))
-            await self._fetch_merged(round_, mine)
+        """Have the merged parameters of a round in the spare: as they were published, or by merging anew."""
+        if self._models.result != (round_.number, round_.merged) and not await self._fetch_published(round_):
+            await self._merge_anew(round_, mine)
         header = self._arena.layout.header
         if self._models.spare[: len(header)] != header:
             raise ModelMismatch(f"{round_.leader} published parameters of another model in round {round_.number}")
 
-    async def _bring(self, numbers: range) -> None:
-        """Keep the results of these rounds, one after the other, as far as they can be had."""
+    async def _bring(self, numbers: range, seen: Round) -> None:
+        """Keep the results of these rounds, from which a later one is `seen`, as far as they can be had."""
         for number in numbers:
             earlier = (await self._sn.round(self._spec.name, number)).round
             try:
-                await self._fetch(earlier, mine=None)
+                if not await self._fetch_published(earlier, seen):
+                    await self._merge_anew(earlier, None, bring=False)
+                await self._exchange.pass_on(earlier, self._models.published(self._models.spare))
                 self._models.keep(number)
             except NOT_NOW as exc:
                 log.warning("%s round %d: the merged parameters cannot be had: %s", self._spec.name, number, exc)
 
-    async def _fetch_merged(self, round_: Round, mine: Contribution | None) -> None:
-        """Fill the spare: from the leader, from another participant, or by merging anew."""
-        others = [c.node for c in round_.check_ins if c.node not in (round_.leader, self._member.name)]
-        self._models.blob = ""
+    async def _fetch_published(self, round_: Round, seen: Round | None = None) -> bool:
+        """Fill the spare with what the leader, or another participant, has; whether anybody has it.
+
+        Where it is seen from results that are not here, those are fetched first, unless this is done for a later round
+        that is `seen` from it: who took part in that has it, too.
+        """
+        self._models.result = NOTHING
         try:
+            found = await self._published(round_, seen)
+            if seen is None and self._models.leads_nowhere(round_.number, found):
+                await self._bring(self._models.needed(round_.number), round_)
+                found = await self._published(round_, seen)  # where it was, others have been
             with self.laps.lap(Phase.FETCH):
-                found = await self._exchange.fetch(round_.merged, [round_.leader, *others], *self._models.rooms)
                 await asyncio.to_thread(self._models.open, round_.number, found)
-            self._models.blob = round_.merged
-            return
         except BlobError as exc:
             log.warning("%s round %d: merging anew: %s", round_.contract, round_.number, exc)
-        merged = await self._merge(round_, mine)
+            return False
+        self._models.result = round_.number, round_.merged
+        return True
+
+    async def _published(self, round_: Round, seen: Round | None) -> memoryview:
+        nodes = [n for r in (round_, seen) if r is not None for n in (r.leader, *(c.node for c in r.check_ins))]
+        holders = [node for node in dict.fromkeys(nodes) if node != self._member.name]
+        with self.laps.lap(Phase.FETCH):
+            return await self._exchange.fetch(round_.merged, holders, *self._models.rooms)
+
+    async def _merge_anew(self, round_: Round, mine: Contribution | None, *, bring: bool = True) -> None:
+        """Fill the spare with what the round's leader had to publish."""
+        merged = await self._merge(round_, mine, bring=bring)
         if merged != round_.merged:
             raise BlobNotFound(
                 f"the parameters that {round_.leader} published are gone, and merging anew gives others ({merged})"

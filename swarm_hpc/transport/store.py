@@ -33,7 +33,7 @@ _HASH_THREADS: Final = 4
 
 
 def hasher() -> blake3:
-    """A BLAKE3 hasher for what comes block by block. In one thread: blocks would wait longer for others than they gain."""
+    """A BLAKE3 hasher for what comes block by block. In one thread: to wait for others takes a block longer."""
     return blake3()
 
 

@@ -14,7 +14,7 @@ from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.arena import DTYPES
 from swarm_hpc.kernels.joined import Joined
-from swarm_hpc.kernels.plain import BLOCK
+from swarm_hpc.kernels.plain import BLOCK, Measure
 from swarm_hpc.kernels.plan import TensorSpec, place, shards, values
 from swarm_hpc.records import Merge, MergeMethod
 
@@ -160,6 +160,21 @@ def test_numbers_of_a_shard_that_lie_too_far_apart_are_refused():
     array[::BLOCK] = [2.0**-400, 2.0**-200, 1.0, 2.0**200, 2.0**400]
     with pytest.raises(MergeError, match="too far apart"):
         in_shards(layout, Merge(method=MergeMethod.GEOMEDIAN), blobs, [1.0, 1.0], count=1)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [(math.inf, -math.inf), (1.7e308, 1.7e308), (math.nan, 0.0), (-1.0, 0.0)],
+    ids=["inf", "huge", "nan", "negative"],
+)
+def test_numbers_that_no_peer_can_have_end_nothing_but_the_merge(stated):
+    """They are NaN, as a shard's own that are too large, unless all values are known to be in bounds."""
+    joined = Joined(cpu.Pieces([]), lambda own: [own, np.broadcast_to([*stated, 0.0, 0.0], own.shape)])
+    for measure in (Measure.GRAM, Measure.PRODUCTS):
+        [[total]] = joined.sums([0], measure)
+        assert total == -1.0 or math.isnan(total)
+    with pytest.raises(MergeError, match="cannot be sums of squares"):
+        joined.sums([0], Measure.SQUARES)
 
 
 def test_the_parts_of_a_sum_are_all_of_it():

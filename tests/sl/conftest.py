@@ -10,6 +10,7 @@ import pytest
 from swarm_hpc.config import (
     IdentityConfig,
     JobConfig,
+    MergeConfig,
     ProgramConfig,
     RoundConfig,
     SlConfig,
@@ -19,7 +20,7 @@ from swarm_hpc.config import (
 )
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.kernels.plan import TensorSpec
-from swarm_hpc.records import Kind, NodeName, Platform, RoundState
+from swarm_hpc.records import Kind, MergeMethod, NodeName, Platform, RoundState, Wire
 from swarm_hpc.sl.channel import MlChannel, OpenRequest
 from swarm_hpc.sl.node import live
 from swarm_hpc.sl.verify import verify_rounds
@@ -182,3 +183,18 @@ async def swarm(tmp_path, identities, transfer, lease_s):
         yield swarm
         for program in swarm.programs:
             program.close()
+
+
+@pytest.fixture
+def rounded(swarm):
+    """The swarm, whose nodes ask for differences."""
+
+    def ask(wire=Wire.INT8, method=MergeMethod.MEAN, **fields):
+        def tweak(config):
+            config.merge = MergeConfig(method=method, wire=wire, **fields)
+            return config
+
+        swarm.tweak = tweak
+        return swarm
+
+    return ask

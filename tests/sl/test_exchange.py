@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_hpc.config import SnConfig, TransferConfig, TransferMode
+from swarm_hpc.config import ConnectionConfig, SnConfig, TransferConfig, TransferMode
 from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
 from swarm_hpc.identity import certs
-from swarm_hpc.records import NodeName
-from swarm_hpc.sl.exchange import GatewayExchange
+from swarm_hpc.records import Merge, NodeName, Round, RoundState, Wire
+from swarm_hpc.sl.exchange import DirectExchange, GatewayExchange
 from swarm_hpc.sl.server import Readers, advertised
 from swarm_hpc.sn import node as sn_node
-from swarm_hpc.transport.blobs import BlobStore
+from swarm_hpc.transport.blobs import BlobStore, hash_bytes
 
 direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirect=True)
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
@@ -58,6 +58,41 @@ async def test_blobs_of_old_rounds_are_deleted(swarm):
         mine = {check_in.blob for check_in in last.check_ins if check_in.node.startswith("alpha/")}
         assert kept >= mine | {last.merged}
         assert len(kept) == 2
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_results_go_with_their_chain_also_where_its_first_one_was_missed(tmp_path, step):
+    """Every second round, the even ones: those that are whole, 1, 11, 21, ..., are settled by others."""
+    store = BlobStore(tmp_path / "blobs")
+    exchange = DirectExchange(None, None, store, Readers(), ConnectionConfig())
+    exchange.keep_rounds = 2
+    exchange._merge = Merge(wire=Wire.INT8, whole_every=10)
+    for number in range(2, 51, step):
+        data = number.to_bytes(8, "little")
+        await exchange.settle(published(number, hash_bytes(data)), memoryview(data))
+    chain = {hash_bytes(number.to_bytes(8, "little")) for number in range(42 if step == 2 else 41, 51, step)}
+    assert chain <= set(store.blobs())
+    assert len(store.blobs()) <= len(chain) + exchange.keep_rounds
+
+
+def published(number, merged):
+    """A round with that result."""
+    return Round(
+        contract="digits",
+        number=number,
+        state=RoundState.PUBLISHED,
+        check_ins=(),
+        num_active=2,
+        min_peers=2,
+        closable=False,
+        closes_in_s=None,
+        leader="alpha/sl/sl",
+        leader_due_in_s=None,
+        replaceable=False,
+        orphaned=False,
+        merged=merged,
+        published_at=0,
+    )
 
 
 @direct_only

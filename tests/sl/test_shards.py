@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+import numpy as np
 import pytest
 
 from swarm_hpc.config import MergeConfig, TransferMode
@@ -106,6 +107,31 @@ async def test_where_a_shard_does_not_come_the_leader_merges_alone(
         await swarm.sync_all(programs, 2, 3)
         assert len(watched) == 3
         await swarm.verify(2)
+
+
+@pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
+@pytest.mark.parametrize("method", [MergeMethod.GEOMEDIAN, MergeMethod.KRUM])
+@pytest.mark.parametrize(
+    "stated", [(np.inf, -np.inf, 0, 0), (1.7e308, 1.7e308, 0, 0), (-1, 0, 0, 0)], ids=["inf", "huge", "negative"]
+)
+async def test_a_peer_that_states_impossible_sums_ends_nobody(sharded, watched, monkeypatch, method, stated):
+    """Of squares, too, which are asked for because its sums are not finite: the leader merges alone."""
+    swarm = sharded(method, num_byzantine=0)
+    exchange, sums = shards._Work._exchange, []
+
+    async def lie(self, numbers):
+        if self._node.member.name.startswith("alpha") and numbers.ndim == 2:
+            sums.append(numbers.copy())
+            numbers[1:] = stated if len(sums) > 1 else np.nan
+        return await exchange(self, numbers)
+
+    monkeypatch.setattr(shards._Work, "_exchange", lie)
+    rules = {"min_peers": 3}
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules), swarm.node("gamma", **rules):
+        programs = await swarm.open_all(TENSORS)
+        await swarm.sync_all(programs, 1, 3)
+        assert (watched, len(sums)) == ([], 2)
+        await swarm.verify(1)
 
 
 @pytest.mark.parametrize("stops", ["in the merge", "before it publishes"])

@@ -26,21 +26,6 @@ direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirec
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
 
-@pytest.fixture
-def rounded(swarm):
-    """The swarm, whose nodes ask for differences."""
-
-    def ask(wire=Wire.INT8, method=MergeMethod.MEAN, **fields):
-        def tweak(config):
-            config.merge = MergeConfig(method=method, wire=wire, **fields)
-            return config
-
-        swarm.tweak = tweak
-        return swarm
-
-    return ask
-
-
 async def open_two(swarm):
     """The programs of alpha and beta; all their parameters are 0."""
     programs = [swarm.program(site) for site in SITES[:2]]
