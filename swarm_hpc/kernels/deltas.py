@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +41,7 @@ BLOCK: Final = 1024
 _CHUNK: Final = 32 * BLOCK
 """Elements worked on at a time: they stay in the cache."""
 _MOST: Final = 127
+_LARGEST: Final = np.finfo(np.float32).max
 
 _Float = npt.NDArray[np.float32]
 
@@ -100,7 +102,7 @@ class Deltas:
                 _raw(out, part, begin, end)[...] = new
                 return
             old = _values(base, part.segment, begin, end)
-            difference = _difference(part, new, old, left, begin)
+            difference = self._difference(part, new, old, left, begin)
             if self._wire is Wire.BF16:
                 _canonical(difference)
                 _bfloats(out, part, begin, end)[...] = difference
@@ -129,11 +131,7 @@ class Deltas:
             if part.wide is None:
                 target[...] = _raw(compact, part, begin, end)
                 return
-            old = _values(base, part.segment, begin, end)
-            total = old.astype(part.wide)
-            total += self._differences(compact, part, begin, end)
-            _canonical(total)
-            target[...] = total
+            target[...] = self._total(compact, part, begin, _values(base, part.segment, begin, end))
 
         self._run(work, shard)
 
@@ -145,13 +143,35 @@ class Deltas:
             if part.wide is None:
                 return
             new, old = _values(model, part.segment, begin, end), _values(base, part.segment, begin, end)
-            difference = _difference(part, new, old, left, begin)
-            difference -= self._differences(compact, part, begin, end)
+            difference = self._difference(part, new, old, left, begin)
+            # as it is read, rounded to the dtype
+            read = self._total(compact, part, begin, old).astype(old.dtype)
+            difference -= np.subtract(read, old, dtype=part.wide).astype(np.float32, copy=False)
             # nothing is to be made up for where a value is lost for good
             difference[~np.isfinite(difference)] = 0
             left[part.first + begin : part.first + end] = difference
 
         self._run(work)
+
+    def _total(self, compact: ReadableBuffer, part: _Part, begin: int, old: Array) -> Array:
+        """What is read, before it is rounded to the dtype; where that is finite on both sides, it is here."""
+        difference = self._differences(compact, part, begin, begin + len(old))
+        total = old.astype(part.wide)
+        total += difference
+        _saturate(total, _largest(old.dtype), lambda beyond: np.isfinite(old[beyond]) & np.isfinite(difference[beyond]))
+        _canonical(total)
+        return total
+
+    def _difference(self, part: _Part, new: Array, old: Array, left: _Float | None, begin: int) -> _Float:
+        wide = np.subtract(new, old, dtype=part.wide)
+        if left is not None:
+            wide += left[part.first + begin : part.first + begin + len(new)]
+        unsure = ~np.isfinite(wide)
+        if unsure.any():  # nothing changes where both are infinite alike
+            wide[unsure & ((new == old) | (np.isnan(new) & np.isnan(old)))] = 0
+        limit = _largest(DTYPES["BF16" if self._wire is Wire.BF16 else "F32"])
+        _saturate(wide, limit, lambda beyond: np.isfinite(new[beyond]) & np.isfinite(old[beyond]))
+        return wide.astype(np.float32, copy=False)
 
     def _differences(self, compact: ReadableBuffer, part: _Part, begin: int, end: int) -> _Float:
         if self._wire is Wire.BF16:
@@ -160,6 +180,7 @@ class Deltas:
         found[: end - begin] = _bytes(compact, part, begin, end)
         blocks = found.reshape(-1, BLOCK)
         blocks *= _scales_of(compact, part, begin, end)[:, None]
+        np.clip(found, -_LARGEST, _LARGEST, out=found)
         return found[: end - begin]
 
     def _sent_as(self, segment: Segment) -> str:
@@ -221,11 +242,16 @@ def _scales_of(compact: ReadableBuffer, part: _Part, begin: int, end: int) -> Ar
     return np.frombuffer(compact, DTYPES["F32"], -(-(end - begin) // BLOCK), part.scales + begin // BLOCK * 4)
 
 
-def _difference(part: _Part, new: Array, old: Array, left: _Float | None, begin: int) -> _Float:
-    wide = np.subtract(new, old, dtype=part.wide)
-    if left is not None:
-        wide += left[part.first + begin : part.first + begin + len(new)]
-    return wide.astype(np.float32, copy=False)
+def _largest(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).max)
+
+
+def _saturate(values: Array, limit: float, finite: Callable[[Array], Array]) -> None:
+    """To at most `limit`, where the places that are beyond it are `finite` in what the values come from."""
+    beyond = np.flatnonzero(~(np.abs(values) <= limit))
+    if len(beyond):
+        beyond = beyond[finite(beyond)]
+        values[beyond] = np.clip(values[beyond], -limit, limit)
 
 
 def _canonical(values: Array) -> None:

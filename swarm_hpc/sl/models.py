@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from swarm_hpc.errors import BlobNotFound
+from swarm_hpc.errors import BlobCorrupt, BlobNotFound
 from swarm_hpc.kernels.deltas import BLOCK, Deltas
 from swarm_hpc.kernels.mixture import METHODS as MIXTURES
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, Shard
@@ -54,10 +54,15 @@ class Forms:
         header = form.layout.header
         return memoryview(blob).cast("B")[: len(header)] == header
 
-    def check(self, blob: ReadableBuffer, form: Deltas | None, node: str) -> None:
-        """BlobCorrupt or ModelMismatch, naming the node, unless the blob is a difference in that form, or a model."""
+    def check(self, blob: ReadableBuffer, form: Deltas | None, node: str, number: int) -> None:
+        """BlobCorrupt or ModelMismatch, naming the node, unless the blob is a difference in that form, or a model.
+
+        In round 1 there is nothing that a difference could be seen from.
+        """
         if not self.is_difference(blob, form):
             check_blob(self.layout, blob, node)
+        elif number == 1:
+            raise BlobCorrupt(f"{node}: a difference in round 1 instead of a model")
 
     def differences(self, check_ins: Mapping[str, ReadableBuffer]) -> set[str]:
         """Which of the check-ins' blobs are no whole models."""
@@ -176,7 +181,7 @@ class Models:
             models = self._whole(named, forms.check_in, room)
             merged = merge_blobs(forms.layout, forms.merge, check_ins, models, self.spare)
         else:
-            merged = self._merge_pieces(check_ins, named, forms.check_in)
+            merged = self._merge_pieces(number, check_ins, named, forms.check_in)
         form = forms.result_form(number, named)
         self._compact = form is not None
         if form is None:
@@ -195,11 +200,13 @@ class Models:
             form.decode(blobs[name], self._base, model)
         return models
 
-    def _merge_pieces(self, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas) -> str:
+    def _merge_pieces(
+        self, number: int, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas
+    ) -> str:
         """One chunk of each peer's model after the other."""
         differ = self.forms.differences(blobs)
         for check_in in in_order(check_ins):
-            self.forms.check(blobs[check_in.blob], form, check_in.node)
+            self.forms.check(blobs[check_in.blob], form, check_in.node, number)
         largest = max((chunk.size_bytes for chunk in self._chunks), default=0)
         while len(self._slots) < len(check_ins):
             self._slots.append(place(largest, len(self._slots)))

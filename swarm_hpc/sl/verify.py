@@ -104,18 +104,18 @@ class _Replay:
         missing = ""
         for check_in in round_.check_ins:
             try:
-                blobs[check_in.blob] = self._read_check_in(check_in)
+                blobs[check_in.blob] = self._read_check_in(round_.number, check_in)
             except BlobNotFound as exc:
                 missing = missing or f"{check_in.node}: {exc}"
             except (BlobCorrupt, ModelMismatch) as exc:
                 self._wrong(round_.number, check_in.node, str(exc))
         return blobs, missing
 
-    def _read_check_in(self, check_in: CheckIn) -> ReadableBuffer:
+    def _read_check_in(self, number: int, check_in: CheckIn) -> ReadableBuffer:
         data = _read(check_in.blob, self._read_blob)
         if self._models is None:
             raise ModelMismatch(f"{check_in.node}: blob {check_in.blob} is not of the contract's model")
-        self._models.forms.check(data, self._models.forms.check_in, check_in.node)
+        self._models.forms.check(data, self._models.forms.check_in, check_in.node, number)
         return data
 
     def _merge(self, round_: Round, blobs: dict[str, ReadableBuffer]) -> str:
@@ -142,7 +142,7 @@ class _Replay:
         """Keep what the next round is seen from. BlobNotFound, ModelMismatch: this is not it."""
         if self._models is None or self._models.exact or self._models.has(round_.number):
             return
-        self._models.forms.check(result, self._models.forms.result, round_.leader)
+        self._models.forms.check(result, self._models.forms.result, round_.leader, round_.number)
         self._models.open(round_.number, memoryview(result))
         self._models.keep(round_.number)
 
@@ -155,8 +155,9 @@ class _Replay:
 
 
 def _layout(spec: ContractSpec, rounds: Sequence[Round], read_blob: ReadBlob) -> Layout | None:
-    """From its own blob, or the first whole blob of a check-in that has it; None where there is none."""
-    for blob in (spec.model, *(check_in.blob for round_ in rounds for check_in in round_.check_ins)):
+    """From its own blob, or the first whole one of a check-in or a result that has it; None where there is none."""
+    blobs = (blob for round_ in rounds for blob in (*(check_in.blob for check_in in round_.check_ins), round_.merged))
+    for blob in filter(None, (spec.model, *blobs)):
         try:
             found = parse(_read(blob, read_blob))
         except (BlobNotFound, BlobCorrupt):

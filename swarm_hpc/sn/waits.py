@@ -44,7 +44,10 @@ async def wait_for_round(live: LiveLedger, contract: str, number: int, *, after:
 async def wait_for_shares(
     live: LiveLedger, contract: str, number: int, shares: Shares, *, count: int, wait_s: float
 ) -> SharedView:
-    """The shares of a step when `count` nodes have stated it, when the round is not claimed, or after `wait_s`."""
+    """The shares of a step when `count` nodes of the round have stated it, when that is not claimed, or after `wait_s`.
+
+    Others may state what they like: it is none of the round's.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
 
@@ -54,7 +57,8 @@ async def wait_for_shares(
     while True:
         view = await _view(live, contract, number)
         # after the round: whatever was stated while it was claimed is there
-        blobs = await live.read(ask)
+        stated, nodes = await live.read(ask), {check_in.node for check_in in view.round.check_ins}
+        blobs = {node: blob for node, blob in stated.items() if node in nodes}
         left_s = until - loop.time()
         if len(blobs) >= count or view.round.state is not RoundState.CLAIMED or left_s <= 0 or live.stopped:
             return SharedView(blobs=blobs, view=view)

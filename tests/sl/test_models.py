@@ -142,3 +142,89 @@ def test_what_is_no_result_leaves_no_header_behind():
     [small, _] = models.rooms
     models.open(2, small)
     assert models.spare[: len(LAYOUT.header)] != LAYOUT.header
+
+
+def of_values(dtype, values):
+    """A model of one tensor."""
+    layout = place([TensorSpec("weight", dtype, (len(values),))])
+    blob = bytearray(layout.size_bytes)
+    blob[: len(layout.header)] = layout.header
+    values_of(layout, blob)[:] = values
+    return layout, memoryview(blob)
+
+
+def values_of(layout, blob):
+    [placed] = layout.tensors
+    return np.frombuffer(blob, DTYPES[placed.spec.dtype], -1, placed.start)
+
+
+def alone(models, number, blob):
+    """A round of one node; its result."""
+    sent = models.outgoing(number, blob)
+    check_ins, blobs = check_ins_of([sent])
+    models.merge(number, check_ins, blobs, room)
+    models.arrived(number, blob, sent)
+    result = room(len(blob))
+    models.take(number, result)
+    return result
+
+
+def after_round_1(merge, layout, blob):
+    models = Models(layout, merge)
+    models.spare[:] = blob
+    models.keep(1)
+    return models
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_what_the_dtype_rounds_off_comes_later(dtype):
+    """Steps of 4, one unit of the dtype, beside another parameter's that make 10 the unit of the difference."""
+    values = np.zeros(1024)
+    values[0] = 512 if dtype == "BF16" else 4096
+    layout, blob = of_values(dtype, values)
+    models = after_round_1(Merge(wire=Wire.INT8, whole_every=1000), layout, blob)
+    taken = 0.0
+    for number in range(2, 52):
+        found = values_of(layout, blob)
+        before = float(found[0])
+        found[0] = before + 4
+        taken += float(found[0]) - before
+        found[1] = float(found[1]) + (1270 if number % 2 else -1270)
+        blob = alone(models, number, blob)
+    assert taken >= 190
+    assert float(values_of(layout, blob)[0]) - values[0] == pytest.approx(taken, abs=16)
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_what_is_not_finite_and_stays_so_costs_nothing_beside_it(wire, value):
+    values = np.ones(1024)
+    values[3] = value
+    layout, blob = of_values("F32", values)
+    models = after_round_1(Merge(wire=wire), layout, blob)
+    found = values_of(layout, alone(models, 2, of_values("F32", values + 0.25)[1]))
+    np.testing.assert_array_equal(found[3], np.float32(value))
+    assert np.delete(found, 3) == pytest.approx(1.25, rel=0.01)
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+def test_the_largest_finite_values_stay_finite(wire, dtype):
+    largest = {"F64": 1.7e308, "F32": 3.4028234e38, "F16": 65504, "BF16": 3.38e38}[dtype]
+    values = np.zeros(1024)
+    values[:2] = largest * 0.99, -largest
+    layout, blob = of_values(dtype, values)
+    models = after_round_1(Merge(wire=wire), layout, blob)
+    for number, factor in ((2, -1), (3, 1)):
+        values[:2] = largest * factor, largest * 0.6 * factor
+        blob = alone(models, number, of_values(dtype, values)[1])
+        assert np.isfinite(values_of(layout, blob)).all()
+
+
+def test_a_difference_in_round_1_is_refused_with_its_node():
+    merge, base = Merge(wire=Wire.INT8), model(0)
+    sent = bytes(started(merge, base).outgoing(2, model(1)))
+    forms = Models(LAYOUT, merge).forms
+    forms.check(sent, forms.check_in, "s0/sl/sl", 2)
+    with pytest.raises(BlobCorrupt, match=r"s0/sl/sl: a difference in round 1"):
+        forms.check(sent, forms.check_in, "s0/sl/sl", 1)

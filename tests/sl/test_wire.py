@@ -9,9 +9,9 @@ import pytest
 from swarm_hpc.config import MergeConfig, TransferMode
 from swarm_hpc.errors import BlobNotFound
 from swarm_hpc.kernels.plan import TensorSpec, place
-from swarm_hpc.records import FinishMode, MergeMethod, Wire
+from swarm_hpc.records import FinishMode, MergeMethod, RoundState, Wire
 from swarm_hpc.sl.exchange import DirectExchange
-from swarm_hpc.sl.models import Forms
+from swarm_hpc.sl.models import Forms, Models
 from swarm_hpc.sl.participant import Participant
 from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import BlobStore
@@ -241,3 +241,56 @@ async def test_a_peer_that_cannot_have_the_round_before_checks_in_whole(rounded,
         check_ins, result = await sizes(swarm, 2)
         assert len(check_ins) == 2 and NUM_WHOLE in check_ins and result < NUM_WHOLE
         assert len((await sizes(swarm, 3))[0]) == 1
+
+
+@gateway_only
+async def test_a_replay_finds_the_layout_in_a_later_result(rounded):
+    """Its own file, and the blobs of the first rounds, were not kept: of those that are left nothing is wrong."""
+    swarm = rounded(Wire.BF16, whole_every=2)
+    async with swarm.node("alpha"), swarm.node("beta"):
+        programs = await open_two(swarm)
+        for number in range(1, 5):
+            train(programs, number)
+            await swarm.sync_all(programs, number, 2)
+        spec, rounds, blobs = await swarm.history()
+    for blob in {spec.model, *(blob for one in rounds[:2] for blob in (one.merged, *(c.blob for c in one.check_ins)))}:
+        blobs.pop(blob, None)
+
+    def read(blob):
+        if blob not in blobs:
+            raise BlobNotFound(f"blob {blob} was not kept")
+        return blobs[blob]
+
+    report = verify_rounds(spec, rounds, read)
+    assert report.mismatches == () and report.rounds_checked >= 1
+
+
+@gateway_only
+async def test_a_difference_from_nothing_is_refused_by_name_and_found_by_a_replay(rounded, monkeypatch):
+    """Alpha checks in with one in round 1."""
+    swarm, outgoing, made = rounded(Wire.INT8), Models.outgoing, []
+
+    def lie(self, number, model):
+        made.append(self)
+        if self is not made[0]:
+            return outgoing(self, number, model)
+        self.forms.check_in.encode(model, model, self._sent)
+        return self._sent
+
+    monkeypatch.setattr(Models, "outgoing", lie)
+    async with swarm.node("alpha", max_wait_s=5), swarm.node("beta", max_wait_s=5):
+        alpha, beta = await open_two(swarm)
+        first = asyncio.create_task(alpha.sync())
+        while not made:
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(first, beta.sync(), return_exceptions=True)
+        assert any("alpha/sl/sl: a difference in round 1" in str(answer) for answer in answers)
+        async with swarm.client() as client:
+            spec = (await client.contract("digits")).spec
+            [round_] = await client.rounds("digits")
+            blobs = {c.blob: await client.download(c.blob) for c in round_.check_ins}
+            blobs[spec.model] = await client.download(spec.model)
+    whole = next(c.blob for c in round_.check_ins if c.node.startswith("beta"))
+    forged = replace(round_, state=RoundState.PUBLISHED, leader="alpha/sl/sl", merged=whole)
+    report = verify_rounds(spec, [forged], blobs.__getitem__)
+    assert [(one.round, one.node) for one in report.mismatches] == [(1, "alpha/sl/sl")]

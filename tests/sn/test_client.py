@@ -103,6 +103,19 @@ async def test_shares_are_answered_when_so_many_nodes_have_stated_them(swarm):
     assert (await waiting).blobs == {one.name: f"{11:064x}", two.name: f"{21:064x}"}
 
 
+async def test_shares_of_nodes_that_are_not_in_the_round_do_not_count(swarm):
+    one, two, three = await swarm.joined("alpha/sl/one", "beta/sl/two", "beta/sl/three", quorum_wait_s=0)
+    await one.check_in(1)
+    await two.check_in(1)
+    await one.claim(1)
+    await three.client.share("demo", 1, three.name, 1, statement(30))
+    waiting = asyncio.create_task(one.client.shared("demo", 1, "ab" * 32, 0, count=1, wait_s=30))
+    assert (await one.client.shared("demo", 1, "ab" * 32, 0)).blobs == {}
+    assert not waiting.done()
+    await two.client.share("demo", 1, two.name, 1, statement(20))
+    assert (await waiting).blobs == {two.name: f"{20:064x}"}
+
+
 async def test_nobody_waits_for_shares_of_a_round_that_is_over(swarm):
     one, two = await swarm.joined("alpha/sl/one", "beta/sl/two")
     await one.check_in(1)
