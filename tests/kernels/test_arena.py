@@ -33,6 +33,12 @@ def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
+@pytest.fixture(autouse=True)
+def collected():
+    """Arenas of earlier tests in this process, which wait for the garbage collector, are gone."""
+    gc.collect()
+
+
 def num_mappings() -> int:
     return Path("/proc/self/maps").read_text().count("swarm-hpc-arena")
 

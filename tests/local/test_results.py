@@ -10,7 +10,8 @@ from rich.console import Console
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local import results
 from swarm_hpc.local.results import Outcome, Summary
-from swarm_hpc.records import CheckIn, LedgerStatus, Merge, Round, RoundState
+from swarm_hpc.records import CheckIn, LedgerStatus, Merge
+from tests.lab.rounds import published
 
 
 def round_(number, losses, metric=None):
@@ -18,22 +19,7 @@ def round_(number, losses, metric=None):
         CheckIn(node=f"{site}/sl/sl-1", blob="0" * 64, weight=1, loss=loss, metric=metric)
         for site, loss in losses.items()
     )
-    return Round(
-        contract="digits",
-        number=number,
-        state=RoundState.PUBLISHED,
-        check_ins=check_ins,
-        num_active=2,
-        min_peers=2,
-        closable=False,
-        closes_in_s=None,
-        leader="alpha/sl/sl-1",
-        leader_due_in_s=None,
-        replaceable=False,
-        orphaned=False,
-        merged=f"{number:064x}",
-        published_at=1,
-    )
+    return published(number, f"{number:064x}", check_ins=check_ins, leader="alpha/sl/sl-1")
 
 
 def summary(run_dir, *, alone=0.8, pooled=0.96, rounds=()):

@@ -86,6 +86,13 @@ class Swarm:
             program.weight[:] = np.random.default_rng(number).standard_normal(program.weight.size, np.float32)
         return programs
 
+    async def open_two(self, tensors) -> "list[Program]":
+        """The programs of alpha and beta; all their parameters are 0."""
+        programs = [self.program(site) for site in SITES[:2]]
+        for program in programs:
+            await program.open(tensors=tensors)
+        return programs
+
     async def sync_all(self, programs: "list[Program]", number: int, num_peers: int) -> None:
         """A round of them all: each ends with the same parameters, and is part of it."""
         answers = await asyncio.gather(*(program.sync() for program in programs))

@@ -8,11 +8,12 @@ import pytest
 from swarm_hpc.config import ConnectionConfig, SnConfig, TransferConfig, TransferMode
 from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
 from swarm_hpc.identity import certs
-from swarm_hpc.records import Merge, NodeName, Round, RoundState, Wire
+from swarm_hpc.records import Merge, NodeName, Wire
 from swarm_hpc.sl.exchange import DirectExchange, GatewayExchange
 from swarm_hpc.sl.server import Readers, advertised
 from swarm_hpc.sn import node as sn_node
 from swarm_hpc.transport.blobs import BlobStore, hash_bytes
+from tests.lab.rounds import published
 
 direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirect=True)
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
@@ -73,26 +74,6 @@ async def test_results_go_with_their_chain_also_where_its_first_one_was_missed(t
     chain = {hash_bytes(number.to_bytes(8, "little")) for number in range(42 if step == 2 else 41, 51, step)}
     assert chain <= set(store.blobs())
     assert len(store.blobs()) <= len(chain) + exchange.keep_rounds
-
-
-def published(number, merged):
-    """A round with that result."""
-    return Round(
-        contract="digits",
-        number=number,
-        state=RoundState.PUBLISHED,
-        check_ins=(),
-        num_active=2,
-        min_peers=2,
-        closable=False,
-        closes_in_s=None,
-        leader="alpha/sl/sl",
-        leader_due_in_s=None,
-        replaceable=False,
-        orphaned=False,
-        merged=merged,
-        published_at=0,
-    )
 
 
 @direct_only

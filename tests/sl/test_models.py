@@ -25,18 +25,23 @@ CHUNK_BYTES = 9000
 
 def model(seed, layout=LAYOUT):
     chance = np.random.default_rng(seed)
-    blob = bytearray(layout.size_bytes)
-    blob[: len(layout.header)] = layout.header
+    blob = empty(layout)
     for placed in layout.tensors:
         dtype = DTYPES[placed.spec.dtype]
         size = (placed.stop - placed.start) // dtype.itemsize
         np.frombuffer(blob, dtype, size, placed.start)[:] = (chance.standard_normal(size) * 3).astype(dtype)
+    return blob
+
+
+def empty(layout):
+    blob = bytearray(layout.size_bytes)
+    blob[: len(layout.header)] = layout.header
     return memoryview(blob)
 
 
-def started(merge, base):
+def started(merge, base, layout=LAYOUT):
     """A node that has the result of round 1."""
-    models = Models(LAYOUT, merge, chunk_bytes=CHUNK_BYTES)
+    models = Models(layout, merge, chunk_bytes=CHUNK_BYTES)
     models.spare[:] = base
     models.keep(1)
     return models
@@ -147,10 +152,9 @@ def test_what_is_no_result_leaves_no_header_behind():
 def of_values(dtype, values):
     """A model of one tensor."""
     layout = place([TensorSpec("weight", dtype, (len(values),))])
-    blob = bytearray(layout.size_bytes)
-    blob[: len(layout.header)] = layout.header
+    blob = empty(layout)
     values_of(layout, blob)[:] = values
-    return layout, memoryview(blob)
+    return layout, blob
 
 
 def values_of(layout, blob):
@@ -169,20 +173,13 @@ def alone(models, number, blob):
     return result
 
 
-def after_round_1(merge, layout, blob):
-    models = Models(layout, merge)
-    models.spare[:] = blob
-    models.keep(1)
-    return models
-
-
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_what_the_dtype_rounds_off_comes_later(dtype):
     """Steps of 4, one unit of the dtype, beside another parameter's that make 10 the unit of the difference."""
     values = np.zeros(1024)
     values[0] = 512 if dtype == "BF16" else 4096
     layout, blob = of_values(dtype, values)
-    models = after_round_1(Merge(wire=Wire.INT8, whole_every=1000), layout, blob)
+    models = started(Merge(wire=Wire.INT8, whole_every=1000), blob, layout)
     taken = 0.0
     for number in range(2, 52):
         found = values_of(layout, blob)
@@ -201,7 +198,7 @@ def test_what_is_not_finite_and_stays_so_costs_nothing_beside_it(wire, value):
     values = np.ones(1024)
     values[3] = value
     layout, blob = of_values("F32", values)
-    models = after_round_1(Merge(wire=wire), layout, blob)
+    models = started(Merge(wire=wire), blob, layout)
     found = values_of(layout, alone(models, 2, of_values("F32", values + 0.25)[1]))
     np.testing.assert_array_equal(found[3], np.float32(value))
     assert np.delete(found, 3) == pytest.approx(1.25, rel=0.01)
@@ -214,7 +211,7 @@ def test_the_largest_finite_values_stay_finite(wire, dtype):
     values = np.zeros(1024)
     values[:2] = largest * 0.99, -largest
     layout, blob = of_values(dtype, values)
-    models = after_round_1(Merge(wire=wire), layout, blob)
+    models = started(Merge(wire=wire), blob, layout)
     for number, factor in ((2, -1), (3, 1)):
         values[:2] = largest * factor, largest * 0.6 * factor
         blob = alone(models, number, of_values(dtype, values)[1])

@@ -13,12 +13,12 @@ from swarm_hpc.records import (
     Merge,
     Participant,
     Platform,
-    Round,
     RoundState,
     TrainingContract,
 )
 from swarm_hpc.sl import round as rounds
 from swarm_hpc.sl.round import decide
+from tests.lab.rounds import round_of
 
 A, B, C = "alpha/sl/sl", "beta/sl/sl", "gamma/sl/sl"
 SPEC = ContractSpec(
@@ -38,23 +38,8 @@ def contract(*participants, state=ContractState.TRAINING):
 
 
 def view(*checked_in, **changes):
-    fields = {
-        "contract": "digits",
-        "number": 7,
-        "state": RoundState.OPEN,
-        "check_ins": tuple(CheckIn(node=node, blob=f"blob of {node}", weight=1) for node in checked_in),
-        "num_active": 3,
-        "min_peers": 2,
-        "closable": False,
-        "closes_in_s": None,
-        "leader": "",
-        "leader_due_in_s": None,
-        "replaceable": False,
-        "orphaned": False,
-        "merged": "",
-        "published_at": 0,
-    }
-    return Round(**fields | changes)
+    check_ins = tuple(CheckIn(node=node, blob=f"blob of {node}", weight=1) for node in checked_in)
+    return round_of(7, **{"check_ins": check_ins, "num_active": 3} | changes)
 
 
 def next_of(me, seen, agreed=None, **options):

@@ -8,10 +8,11 @@ import pytest
 from swarm_hpc.errors import BlobNotFound
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, model_hash, place
-from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, Round, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, RoundState
 from swarm_hpc.sl.merge import merge_blobs
 from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import hash_bytes
+from tests.lab import rounds
 
 LAYOUT = place([TensorSpec("weight", "F32", (4,))])
 SPEC = ContractSpec(
@@ -56,26 +57,11 @@ def published(kept, number, *values, state=RoundState.PUBLISHED):
     check_ins = tuple(CheckIn(node=f"s{i}/sl/sl", blob=kept.add(blob(v)), weight=1) for i, v in enumerate(values))
     out = bytearray(LAYOUT.size_bytes)
     merge_blobs(LAYOUT, Merge(), check_ins, kept, memoryview(out))
-    return Round(
-        contract="digits",
-        number=number,
-        state=state,
-        check_ins=check_ins,
-        num_active=len(values),
-        min_peers=1,
-        closable=False,
-        closes_in_s=None,
-        leader="s0/sl/sl",
-        leader_due_in_s=None,
-        replaceable=False,
-        orphaned=False,
-        merged=kept.add(out),
-        published_at=1,
-    )
+    return rounds.published(number, kept.add(out), state=state, check_ins=check_ins, leader="s0/sl/sl", min_peers=1)
 
 
-def verify(kept, *rounds):
-    return verify_rounds(SPEC, rounds, kept.read)
+def verify(kept, *history):
+    return verify_rounds(SPEC, history, kept.read)
 
 
 def test_rounds_that_fit_are_counted_and_unpublished_ones_left_out(kept):

@@ -26,12 +26,15 @@ direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirec
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
 
-async def open_two(swarm):
-    """The programs of alpha and beta; all their parameters are 0."""
-    programs = [swarm.program(site) for site in SITES[:2]]
-    for program in programs:
-        await program.open(tensors=TENSORS)
-    return programs
+def reader(blobs, missing):
+    """Where those were not kept."""
+
+    def read(blob):
+        if blob in missing:
+            raise BlobNotFound(f"blob {blob} was not kept")
+        return blobs[blob]
+
+    return read
 
 
 async def sizes(swarm, number):
@@ -77,7 +80,7 @@ async def test_what_is_rounded_off_comes_later(rounded):
     """Beside a block's large steps, small ones are less than half a unit: without memory they would all be lost."""
     swarm = rounded(Wire.INT8, whole_every=1000)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         await swarm.sync_all(programs, 1, 2)
         for number in range(2, 22):
             for program in programs:
@@ -166,7 +169,7 @@ async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
     tweak = swarm.tweak
     swarm.tweak = lambda config: replace(tweak(config), transfer=replace(config.transfer, keep_rounds=1))
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         for number in range(1, 10):
             train(programs, number)
             await swarm.sync_all(programs, number, 2)
@@ -186,7 +189,7 @@ async def test_results_are_kept_as_far_back_as_the_newest_whole_one(rounded):
 async def test_a_replay_finds_what_was_changed_and_goes_on_at_the_next_whole_result(rounded):
     swarm = rounded(Wire.BF16, whole_every=4)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         for number in range(1, 7):
             train(programs, number)
             await swarm.sync_all(programs, number, 2)
@@ -196,12 +199,7 @@ async def test_a_replay_finds_what_was_changed_and_goes_on_at_the_next_whole_res
         missing = {rounds[number - 1].merged for number in gone.get("merged", ())}
         missing |= {c.blob for number in gone.get("check_ins", ()) for c in rounds[number - 1].check_ins}
 
-        def read(blob):
-            if blob in missing:
-                raise BlobNotFound(f"blob {blob} was not kept")
-            return blobs[blob]
-
-        found = verify_rounds(spec, rounds, read)
+        found = verify_rounds(spec, rounds, reader(blobs, missing))
         return found.rounds_checked, [one.round for one in found.mismatches], [one.round for one in found.skipped]
 
     assert report() == (6, [], [])
@@ -248,20 +246,13 @@ async def test_a_replay_finds_the_layout_in_a_later_result(rounded):
     """Its own file, and the blobs of the first rounds, were not kept: of those that are left nothing is wrong."""
     swarm = rounded(Wire.BF16, whole_every=2)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         for number in range(1, 5):
             train(programs, number)
             await swarm.sync_all(programs, number, 2)
         spec, rounds, blobs = await swarm.history()
-    for blob in {spec.model, *(blob for one in rounds[:2] for blob in (one.merged, *(c.blob for c in one.check_ins)))}:
-        blobs.pop(blob, None)
-
-    def read(blob):
-        if blob not in blobs:
-            raise BlobNotFound(f"blob {blob} was not kept")
-        return blobs[blob]
-
-    report = verify_rounds(spec, rounds, read)
+    missing = {spec.model, *(blob for one in rounds[:2] for blob in (one.merged, *(c.blob for c in one.check_ins)))}
+    report = verify_rounds(spec, rounds, reader(blobs, missing))
     assert report.mismatches == () and report.rounds_checked >= 1
 
 
@@ -279,7 +270,7 @@ async def test_a_difference_from_nothing_is_refused_by_name_and_found_by_a_repla
 
     monkeypatch.setattr(Models, "outgoing", lie)
     async with swarm.node("alpha", max_wait_s=5), swarm.node("beta", max_wait_s=5):
-        alpha, beta = await open_two(swarm)
+        alpha, beta = await swarm.open_two(TENSORS)
         first = asyncio.create_task(alpha.sync())
         while not made:
             await asyncio.sleep(0.01)

@@ -25,14 +25,6 @@ direct_only = pytest.mark.parametrize("transfer", [TransferMode.DIRECT], indirec
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
 
-async def open_two(swarm):
-    """The programs of both sites; all their parameters are 0."""
-    programs = [swarm.program(site) for site in SITES]
-    for program in programs:
-        await program.open(tensors=TENSORS)
-    return programs
-
-
 @direct_only
 @pytest.mark.parametrize("newest_is_left", [True, False])
 async def test_lost_results_are_looked_for_once_each(rounded, monkeypatch, newest_is_left):
@@ -40,7 +32,7 @@ async def test_lost_results_are_looked_for_once_each(rounded, monkeypatch, newes
     num_rounds = 5
     swarm = rounded(Wire.INT8, whole_every=1000)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         for number in range(1, num_rounds + 1):
             for site, program in enumerate(programs):
                 program.weight[:] += np.float32(number + site)
@@ -139,7 +131,7 @@ async def test_what_a_failed_sync_handed_in_counts_once(rounded, merged):
     small, large = np.float32(0.003), np.float32(1)
     rules = {"min_peers": 2, "quorum_wait_s": 0}
     async with swarm.node("alpha", max_wait_s=2, **rules), swarm.node("beta", **rules):
-        alpha, beta = programs = await open_two(swarm)
+        alpha, beta = programs = await swarm.open_two(TENSORS)
         await swarm.sync_all(programs, 1, 2)
         for program in programs:
             program.weight[::1024] += large
@@ -181,7 +173,7 @@ async def test_merging_again_takes_no_more_memory(rounded, monkeypatch, wire):
     monkeypatch.setattr(Gathering, "__init__", note)
     monkeypatch.setattr(SnClient, "publish", fail_at_first)
     async with swarm.node("alpha"), swarm.node("beta"):
-        programs = await open_two(swarm)
+        programs = await swarm.open_two(TENSORS)
         for _ in range(2):
             await asyncio.gather(*(program.sync() for program in programs))
     assert len(used) == 4 and used[-1] == used[0]

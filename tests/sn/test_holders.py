@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from swarm_hpc.records import CheckIn, Event, Round, RoundState
+from swarm_hpc.records import CheckIn, Event
 from swarm_hpc.sn.holders import Holders, Holding
+from tests.lab.rounds import published
 
 ONE, TWO, MERGED = "11" * 32, "22" * 32, "33" * 32
 
@@ -44,22 +45,8 @@ def test_a_round_says_the_same_as_its_events():
         event("Published", round=4, node="beta/sl/two", merged=MERGED),
     ):
         by_events.learn(one)
-    round_ = Round(
-        contract="demo",
-        number=4,
-        state=RoundState.PUBLISHED,
-        check_ins=(CheckIn(node="alpha/sl/one", blob=ONE, weight=1),),
-        num_active=2,
-        min_peers=1,
-        closable=False,
-        closes_in_s=None,
-        leader="beta/sl/two",
-        leader_due_in_s=None,
-        replaceable=False,
-        orphaned=False,
-        merged=MERGED,
-        published_at=7,
-    )
+    check_ins = (CheckIn(node="alpha/sl/one", blob=ONE, weight=1),)
+    round_ = published(4, MERGED, contract="demo", check_ins=check_ins, leader="beta/sl/two")
     by_round.learn_round(round_)
     by_round.learn_round(round_)
     for blob in (ONE, MERGED):

@@ -22,7 +22,6 @@ from swarm_hpc.records import (
     Platform,
     Progress,
     Round,
-    RoundState,
     SiteList,
     SiteRecord,
     Task,
@@ -34,6 +33,7 @@ from swarm_hpc.records import (
     TrainingContract,
 )
 from swarm_hpc.sn.client import RoundView
+from tests.lab.rounds import published, round_of
 
 DEFAULT_RUNNER = "defaulttaskbb.taskdb.sml.hpe"
 NOW = 1_800_000_000
@@ -177,8 +177,8 @@ class FakeSn:
             participants=tuple(Participant(node=node, active=True) for node in nodes),
         )
         ins = tuple(CheckIn(node=one, blob="cd" * 32, weight=1, loss=0.5, metric=0.9, epoch=3, at=NOW) for one in nodes)
-        first = round_of(name, 1, RoundState.PUBLISHED, ins, leader=nodes[0])
-        self._rounds[name] = [first, round_of(name, 2, RoundState.OPEN, (), leader="")]
+        first = published(1, "ef" * 32, contract=name, check_ins=ins, leader=nodes[0], published_at=NOW)
+        self._rounds[name] = [first, round_of(2, contract=name)]
 
     # tasks
 
@@ -388,23 +388,4 @@ def runner(name: str) -> Taskrunner:
         version=0,
         reachable=True,
         peers=(),
-    )
-
-
-def round_of(contract: str, number: int, state: RoundState, check_ins, *, leader: str) -> Round:
-    return Round(
-        contract=contract,
-        number=number,
-        state=state,
-        check_ins=check_ins,
-        num_active=2,
-        min_peers=2,
-        closable=False,
-        closes_in_s=None,
-        leader=leader,
-        leader_due_in_s=None,
-        replaceable=False,
-        orphaned=False,
-        merged="ef" * 32 if leader else "",
-        published_at=NOW if leader else 0,
     )
