@@ -41,7 +41,8 @@ BLOCK: Final = 1024
 _CHUNK: Final = 32 * BLOCK
 """Elements worked on at a time: they stay in the cache."""
 _MOST: Final = 127
-_LARGEST: Final = np.finfo(np.float32).max
+_LARGEST: Final = {code: float(ml_dtypes.finfo(DTYPES[code]).max) for code in ("F64", "F32", "F16", "BF16")}
+"""Finite values."""
 
 _Float = npt.NDArray[np.float32]
 
@@ -158,7 +159,7 @@ class Deltas:
         difference = self._differences(compact, part, begin, begin + len(old))
         total = old.astype(part.wide)
         total += difference
-        _saturate(total, _largest(old.dtype), lambda beyond: np.isfinite(old[beyond]) & np.isfinite(difference[beyond]))
+        _saturate(total, _LARGEST[part.segment.dtype], old, difference)
         _canonical(total)
         return total
 
@@ -166,11 +167,11 @@ class Deltas:
         wide = np.subtract(new, old, dtype=part.wide)
         if left is not None:
             wide += left[part.first + begin : part.first + begin + len(new)]
-        unsure = ~np.isfinite(wide)
-        if unsure.any():  # nothing changes where both are infinite alike
-            wide[unsure & ((new == old) | (np.isnan(new) & np.isnan(old)))] = 0
-        limit = _largest(DTYPES["BF16" if self._wire is Wire.BF16 else "F32"])
-        _saturate(wide, limit, lambda beyond: np.isfinite(new[beyond]) & np.isfinite(old[beyond]))
+        limit = _LARGEST["BF16" if self._wire is Wire.BF16 else "F32"]
+        if not (np.abs(wide) <= limit).all():
+            # nothing changes where both are infinite alike
+            wide[~np.isfinite(wide) & ((new == old) | (np.isnan(new) & np.isnan(old)))] = 0
+            _saturate(wide, limit, new, old)
         return wide.astype(np.float32, copy=False)
 
     def _differences(self, compact: ReadableBuffer, part: _Part, begin: int, end: int) -> _Float:
@@ -180,7 +181,7 @@ class Deltas:
         found[: end - begin] = _bytes(compact, part, begin, end)
         blocks = found.reshape(-1, BLOCK)
         blocks *= _scales_of(compact, part, begin, end)[:, None]
-        np.clip(found, -_LARGEST, _LARGEST, out=found)
+        np.clip(found, -_LARGEST["F32"], _LARGEST["F32"], out=found)
         return found[: end - begin]
 
     def _sent_as(self, segment: Segment) -> str:
@@ -242,15 +243,12 @@ def _scales_of(compact: ReadableBuffer, part: _Part, begin: int, end: int) -> Ar
     return np.frombuffer(compact, DTYPES["F32"], -(-(end - begin) // BLOCK), part.scales + begin // BLOCK * 4)
 
 
-def _largest(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).max)
-
-
-def _saturate(values: Array, limit: float, finite: Callable[[Array], Array]) -> None:
-    """To at most `limit`, where the places that are beyond it are `finite` in what the values come from."""
+def _saturate(values: Array, limit: float, *sources: Array) -> None:
+    """To at most `limit`, where all that the values come from is finite."""
     beyond = np.flatnonzero(~(np.abs(values) <= limit))
+    for source in sources:
+        beyond = beyond[np.isfinite(source[beyond])]
     if len(beyond):
-        beyond = beyond[finite(beyond)]
         values[beyond] = np.clip(values[beyond], -limit, limit)
 
 

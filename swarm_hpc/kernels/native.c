@@ -748,12 +748,14 @@ static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *t
 #define LINES (TILE * sizeof(REAL) / 64)
 #define AHEAD_OF NAME(ahead)
 struct AHEAD_OF {
-    const char *const *rows;
+    const struct rows *rows;
+    size_t begin; /* bytes into each row */
     size_t num_lines, next, at_once;
 };
 ALWAYS void NAME(announce)(struct AHEAD_OF *ahead) {
     for (size_t k = 0; k < ahead->at_once && ahead->next < ahead->num_lines; k++, ahead->next++)
-        __builtin_prefetch(ahead->rows[ahead->next / LINES] + ahead->next % LINES * 64, 0, 2);
+        __builtin_prefetch(
+            (const char *)ahead->rows->rows[ahead->next / LINES] + ahead->begin + ahead->next % LINES * 64, 0, 2);
 }
 /* num_first tiles against num_second others', or `same`, among themselves: by the squares of what is between them, or by
    the products of their differences from `middle`, which end up in `apart` where they are the same, and come from there
@@ -856,20 +858,19 @@ static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, doub
     int done = NAME(room)(rows, 1, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
     int64_t *peers = malloc(num_peers * sizeof(int64_t));
-    const char **next = malloc(num_peers * sizeof(char *));
-    done = done && wide != NULL && peers != NULL && next != NULL;
+    done = done && wide != NULL && peers != NULL;
     for (int64_t peer = 0; done && peer < num_peers; peer++)
         if (measure == SQUARES || peer != centre)
             peers[num_rows++] = peer;
     const int64_t groups = (num_rows + PAIRS - 1) / PAIRS, steps = groups * (groups + 1) / 2 * (TILE / STEP);
-    struct AHEAD_OF ahead = {next, direct ? num_peers * LINES : 0, 0, steps ? (num_peers * LINES + steps - 1) / steps : 0};
+    const size_t num_lines = direct ? num_peers * LINES : 0;
+    struct AHEAD_OF ahead = {rows, 0, num_lines, 0, steps ? (num_lines + steps - 1) / steps : 0};
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
         for (int64_t k = 0; k < num_rows; k++)
             tiles[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
-        for (int64_t peer = 0; peer < num_peers; peer++)
-            next[peer] = (const char *)rows->rows[peer] + (start + TILE) * width_of[rows->dtype];
+        ahead.begin = (start + TILE) * width_of[rows->dtype];
         ahead.next = 0;
         const REAL *middle = measure == SQUARES ? NULL : NAME(tile)(rows, centre, start, room + num_peers * TILE);
         if (measure == SQUARES)
@@ -881,7 +882,6 @@ static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, doub
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
             NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
-    free(next);
     free(peers);
     free(wide);
     free(room);

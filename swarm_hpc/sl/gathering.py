@@ -6,7 +6,7 @@ The memory for them is kept for the next round: it costs as much to get it from 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Final
 
@@ -40,8 +40,7 @@ class Gathering:
         try:
             yield
             # not after an error: a merge that was given up may be reading them still, in its thread
-            for data in self._used:
-                self._rooms[len(data)].give_back([data])
+            self._give_back(self._used)
         finally:
             self.blobs, self.missing, self._used = {}, {}, []
 
@@ -56,8 +55,7 @@ class Gathering:
         """`room` for memory that is free again at the end: a merge may be tried more than once in a round."""
         before = len(self._used)
         yield self.room
-        for data in self._used[before:]:
-            self._rooms[len(data)].give_back([data])
+        self._give_back(self._used[before:])
         del self._used[before:]
 
     async def fetch(self, check_ins: Sequence[CheckIn], tell: Callable[[str], None] | None = None) -> None:
@@ -87,8 +85,7 @@ class Gathering:
                     self.blobs[blob] = data
                     self._used.append(rooms.pop(len(data)))
                     say()
-                for size_bytes, unused in rooms.items():
-                    self._rooms[size_bytes].give_back([unused])
+                self._give_back(rooms.values())
 
         say()
         holders = holders_of(check_ins)
@@ -97,6 +94,10 @@ class Gathering:
         for result in await asyncio.gather(*wanted, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    def _give_back(self, rooms: Iterable[memoryview]) -> None:
+        for data in rooms:
+            self._rooms[len(data)].give_back([data])
 
 
 def lost(check_ins: Sequence[CheckIn], missing: Mapping[str, Exception], contract: TrainingContract) -> list[str]:

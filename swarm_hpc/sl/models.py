@@ -124,7 +124,7 @@ class Models:
 
     def needs_base(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> bool:
         """Whether merging these takes the result of the round before, and that is not here."""
-        return not self.has(number - 1) and bool(self.forms.differences(check_ins))
+        return number > 1 and not self.has(number - 1) and bool(self.forms.differences(check_ins))
 
     # --- the node's own parameters ---
 
@@ -175,13 +175,15 @@ class Models:
         forms, named = self.forms, {check_in.blob: blobs[check_in.blob] for check_in in check_ins}
         if self.needs_base(number, named):
             raise BlobNotFound(f"the result of round {number - 1}, from which peers' parameters differ, cannot be had")
+        for check_in in () if self.exact else in_order(check_ins):
+            forms.check(named[check_in.blob], forms.check_in, check_in.node, number)
         if forms.check_in is None:
             merged = merge_blobs(forms.layout, forms.merge, check_ins, named, self.spare)
         elif forms.merge.method in MIXTURES:
             models = self._whole(named, forms.check_in, room)
             merged = merge_blobs(forms.layout, forms.merge, check_ins, models, self.spare)
         else:
-            merged = self._merge_pieces(number, check_ins, named, forms.check_in)
+            merged = self._merge_pieces(check_ins, named, forms.check_in)
         form = forms.result_form(number, named)
         self._compact = form is not None
         if form is None:
@@ -200,13 +202,9 @@ class Models:
             form.decode(blobs[name], self._base, model)
         return models
 
-    def _merge_pieces(
-        self, number: int, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas
-    ) -> str:
+    def _merge_pieces(self, check_ins: Sequence[CheckIn], blobs: Mapping[str, ReadableBuffer], form: Deltas) -> str:
         """One chunk of each peer's model after the other."""
         differ = self.forms.differences(blobs)
-        for check_in in in_order(check_ins):
-            self.forms.check(blobs[check_in.blob], form, check_in.node, number)
         largest = max((chunk.size_bytes for chunk in self._chunks), default=0)
         while len(self._slots) < len(check_ins):
             self._slots.append(place(largest, len(self._slots)))

@@ -274,9 +274,6 @@ class Participant:
         for exc in gathering.missing.values():
             raise exc
         if bring and self._models.needs_base(round_.number, gathering.blobs):
-            forms = self._models.forms
-            for check_in in round_.check_ins:
-                forms.check(gathering.blobs[check_in.blob], forms.check_in, check_in.node, round_.number)
             await self._bring(range(self._models.needed(round_.number - 1).start, round_.number), round_)
         self._tell(round_, f"merging {len(round_.check_ins)} peers' parameters")
         with self.laps.lap(Phase.MERGE), gathering.for_a_merge() as room:
