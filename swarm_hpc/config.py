@@ -232,6 +232,8 @@ class SnConfig:
     """A node that is not heard of for this long is away: rounds no longer wait for it."""
     sentinel: bool = False
     """ledger=geth: found a new network where data_dir holds none yet. One site does; the others join it."""
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    """How long blobs are fetched from other sites' SNs."""
     identity: IdentityConfig
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

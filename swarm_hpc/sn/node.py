@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from swarm_hpc.config import ConnectionConfig, LedgerKind, SnConfig
+from swarm_hpc.config import LedgerKind, SnConfig
 from swarm_hpc.daemon import told_to_stop
 from swarm_hpc.errors import ConfigError, SwarmError
 from swarm_hpc.identity import certs
@@ -93,7 +93,7 @@ async def start(config: SnConfig, identity: Identity, turn: Turn | None = None) 
         membership = Membership(live, lease_s=config.lease_s, endpoint=address, bundle=identity.bundle)
         await membership.restart()
         blobs = await stack.enter_async_context(ContractBlobs.open(live, data_dir / "blobs", config.transfer))
-        await stack.enter_async_context(Gateway.open(live, blobs, identity, ConnectionConfig()))
+        await stack.enter_async_context(Gateway.open(live, blobs, identity, config.connection))
         app = application()
         api = SnApi(
             name=identity.name,
