@@ -10,9 +10,11 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -235,7 +237,7 @@ class TorchModel:
         """Model, optimizers and torch's random numbers."""
         state = {
             "model": self._model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizers": [_plain(optimizer.state_dict()) for optimizer in self._optimizers],
             "random": torch.random.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all(),
         }
@@ -243,7 +245,13 @@ class TorchModel:
 
     def load(self, folder: Path) -> None:
         """Take them back. ConfigError where the program is another one by now."""
-        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        except UnpicklingError as exc:
+            raise ConfigError(
+                f"the optimizer's state in {folder} holds more than tensors and plain values: keep the rest with "
+                "save_state, and remove the folder to start anew"
+            ) from exc
         kept = state["optimizers"]
         if len(kept) != len(self._optimizers):
             raise ConfigError(
@@ -294,6 +302,15 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:
         if not isinstance(one, Optimizer):
             raise ConfigError(f"optimizer: {type(one).__name__} is not a torch.optim.Optimizer")
     return optimizers
+
+
+def _plain(value: Any) -> Any:
+    """With Python's numbers for numpy's: a learning rate that was computed by numpy is no plain value to torch.load."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(one) for one in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+from datetime import date
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -307,6 +309,24 @@ def test_a_saved_state_that_does_not_fit_is_refused(tmp_path):
     other = nn.Linear(4, 5)
     with pytest.raises(ConfigError, match=r"is of another model or optimizer; remove the folder"):
         TorchModel(other, optimizers=[torch.optim.SGD(other.parameters(), 0.1)]).load(tmp_path)
+
+
+def test_a_learning_rate_that_numpy_has_computed_is_kept(tmp_path):
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=np.float64(0.5), betas=(np.float64(0.5), 0.75))
+    TorchModel(model, optimizers=[optimizer]).save(tmp_path)
+    other = torch.optim.AdamW(model.parameters())
+    TorchModel(model, optimizers=[other]).load(tmp_path)
+    assert (other.param_groups[0]["lr"], other.param_groups[0]["betas"]) == (0.5, (0.5, 0.75))
+
+
+def test_an_optimizer_with_more_than_plain_values_is_told_what_to_do(tmp_path):
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.param_groups[0]["until"] = date(2026, 1, 31)
+    TorchModel(model, optimizers=[optimizer]).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds more than tensors and plain values: keep the rest with save_state"):
+        TorchModel(model, optimizers=[optimizer]).load(tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", [3, [torch.nn.Linear(1, 1)]])
