@@ -204,6 +204,7 @@ class TorchModel:
     def describe(self) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
         """Every tensor of the state_dict. ConfigError names one that cannot be sent."""
         stored, aliases = self._state()
+        self._check_lasting(stored)
         return tuple(
             TensorSpec(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()
         ), aliases
@@ -269,6 +270,17 @@ class TorchModel:
         torch.random.set_rng_state(state["random"])
         if len(state["cuda_random"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda_random"])
+
+    def _check_lasting(self, stored: Mapping[str, Tensor]) -> None:
+        """ConfigError names a tensor that is made anew for each state_dict: what is merged would be lost with it."""
+        again = self._model.state_dict()
+        for name, tensor in stored.items():
+            if tensor.numel() and again[name].data_ptr() != tensor.data_ptr():
+                raise ConfigError(
+                    f"model: tensor {name!r} is made anew whenever its state_dict is asked for (get_extra_state, or a "
+                    "wrapper that gathers parameters), so merged values would be lost: keep it in a buffer, or pass "
+                    "the model without the wrapper"
+                )
 
     def _apart(self, arena: Arena) -> Iterator[tuple[Tensor, Tensor]]:
         """(the model's tensor, its place in the arena) of each that does not live there."""

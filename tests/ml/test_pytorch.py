@@ -114,6 +114,20 @@ def test_extra_state_that_is_no_tensor_is_named():
         TorchModel(Extra(1, 1)).describe()
 
 
+def test_a_tensor_that_is_made_for_the_state_dict_only_is_named_instead_of_never_getting_merged_values():
+    class Extra(nn.Linear):
+        scale = 3.0
+
+        def get_extra_state(self):
+            return torch.tensor(self.scale)
+
+        def set_extra_state(self, state):
+            self.scale = float(state)
+
+    with pytest.raises(ConfigError, match=r"'_extra_state' is made anew .* keep it in a buffer"):
+        TorchModel(Extra(1, 1)).describe()
+
+
 def test_a_model_without_any_state_is_refused():
     with pytest.raises(ConfigError, match="nothing to merge"):
         TorchModel(nn.ReLU()).describe()
