@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -338,8 +338,13 @@ class Training:
             self._settings.logger.info("validation loss %g: next merge in %d batches", self._losses[-1], self.interval)
 
     def _take(self, scores: Scores) -> None:
-        if self._settings.ads_val_data is None and (scores.loss is not None or scores.metric is not None):
-            self._scores = scores
+        """Keep the newest of each figure: many programs tell the loss of a batch, and the metric of an epoch."""
+        if self._settings.ads_val_data is not None:
+            return
+        if scores.loss is not None:
+            self._scores = replace(self._scores, loss=scores.loss)
+        if scores.metric is not None:
+            self._scores = replace(self._scores, metric=scores.metric, metric_name=scores.metric_name)
 
     def _report(self) -> None:
         channel, session = self._opened()

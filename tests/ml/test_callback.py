@@ -178,6 +178,18 @@ def test_a_check_in_carries_the_newest_figures_and_no_nan(sl, train):
     assert sl.asked(SyncRequest)[-1] == SyncRequest(loss=None, metric=0.25, epoch=1, batch=3)
 
 
+def test_the_loss_of_a_batch_and_the_metric_of_an_epoch_do_not_wipe_each_other_out(sl, train):
+    training = train()
+    training.begin()
+    training.batch_end(Scores(loss=3.0))
+    training.epoch_end(0, Scores(metric=0.25, metric_name="accuracy"))
+    last = sl.asked(Progress)[-1]
+    assert (last.loss, last.metric, last.metric_name) == (3.0, 0.25, "accuracy")
+    training.batch_end(Scores(loss=2.0))
+    training.batch_end(Scores(loss=1.0))
+    assert sl.asked(SyncRequest)[-1] == SyncRequest(loss=1.0, metric=0.25, epoch=1, batch=3)
+
+
 def test_adaptive_sync_follows_the_loss_of_the_merged_models(sl, train):
     model = Vector(losses=[1.0, 2.0, 1.5, 1.2, 1.0])
     training = train(model, sync_frequency=4, use_adaptive_sync=True, ads_val_data=[1])
