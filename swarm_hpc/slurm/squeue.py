@@ -29,15 +29,16 @@ _LOST_STEP: Final = "-2"
 
 def parse(text: str, now: float) -> tuple[Job, ...]:
     """The jobs, with times as seconds. ProtocolError where the text is not in the form that was asked for."""
-    return tuple(_job(line, now) for line in text.splitlines() if line.strip())
+    # not by lines: a job's name may have several, and it is any user's on the cluster
+    return tuple(_job(record, now) for record in re.split(f"{SEPARATOR}(?:\n|$)", text) if record.strip())
 
 
 def _job(line: str, now: float) -> Job:
     values = line.split(SEPARATOR)
-    if len(values) <= len(FIELDS):  # there is a separator after the last one, too
+    if len(values) < len(FIELDS):
         raise ProtocolError(f"squeue printed {line!r}, which is not in the form that was asked for")
     # the name comes last, as it may hold anything
-    found = dict(zip(FIELDS, [*values[: len(FIELDS) - 1], SEPARATOR.join(values[len(FIELDS) - 1 : -1])], strict=True))
+    found = dict(zip(FIELDS, [*values[: len(FIELDS) - 1], SEPARATOR.join(values[len(FIELDS) - 1 :])], strict=True))
     text = {key: "" if value.strip() in _UNKNOWN else value.strip() for key, value in found.items()}
     try:
         submitted, started = float(text["SubmitTime"]), float(text["StartTime"] or now)
