@@ -296,6 +296,7 @@ class Training:
             node_weight=settings.node_weight,
             checkin_on_train_end=settings.checkin_on_train_end,
             total_epochs=settings.total_epochs,
+            goes_on=self._saved is not None,
         )
 
     def _sync(self) -> None:

@@ -58,14 +58,19 @@ def specify(config: SlConfig, platform: Platform, layout: Layout) -> ContractSpe
     )
 
 
-async def enter(sn: SnClient, member: Member, spec: ContractSpec, layout: Layout) -> TrainingContract:
+async def enter(
+    sn: SnClient, member: Member, spec: ContractSpec, layout: Layout, *, goes_on: bool = False
+) -> TrainingContract:
     """Create the contract or agree with the one that is there, and join it. May be repeated.
 
-    ContractMismatch names the setting that differs, ModelMismatch the tensor; TrainingOver: the contract is completed.
+    ContractMismatch names the setting that differs, ModelMismatch the tensor; TrainingOver: the contract is completed,
+    unless this is one of its participants, whose program `goes_on`: the others may end while its job is in the queue.
     """
     try:
         found = await sn.create_contract(spec)
         if found.state is ContractState.COMPLETED:
+            if goes_on and any(each.node == member.name for each in found.participants):
+                return found
             raise TrainingOver(f"training contract {spec.name} is completed; choose another name (round.contract)")
         # before joining: whoever comes later with another model compares with it
         await sn.upload(spec.model, memoryview(layout.header), spec.name)

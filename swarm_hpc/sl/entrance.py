@@ -34,6 +34,8 @@ class Wanted:
     arena: Arena
     used_cpu_s: Callable[[], float]
     """CPU time of the program so far."""
+    goes_on: bool = False
+    """See `frames.OpenRequest`."""
 
 
 class Trains(Protocol):
@@ -90,7 +92,7 @@ class Single:
 
     async def join(self, wanted: Wanted) -> tuple[Training, bool]:
         """The training, and whether the arena holds its newest parameters."""
-        contract = await enter(self._sn, self._member, wanted.spec, wanted.arena.layout)
+        contract = await enter(self._sn, self._member, wanted.spec, wanted.arena.layout, goes_on=wanted.goes_on)
         config = wanted.config
         part = Part(
             arena=wanted.arena,

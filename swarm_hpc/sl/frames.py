@@ -45,6 +45,8 @@ class OpenRequest:
     node_weight: int | None = None
     checkin_on_train_end: FinishMode = FinishMode.SNAPSHOT
     total_epochs: int = 0
+    goes_on: bool = False
+    """The program took part before, and goes on from what it has saved: it comes for the final model, if need be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,13 @@ class Session:
         if self._arena is not None:
             self._arena.close()
         self._arena = await asyncio.to_thread(Arena.create, layout)
-        wanted = Wanted(config=config, spec=spec, arena=self._arena, used_cpu_s=lambda: used_cpu_s(connection.pid))
+        wanted = Wanted(
+            config=config,
+            spec=spec,
+            arena=self._arena,
+            used_cpu_s=lambda: used_cpu_s(connection.pid),
+            goes_on=request.goes_on,
+        )
         entered = await self._entrance.enter(wanted)
         self.joined = True
         self._training, self._contract = entered.training, spec.name

@@ -12,7 +12,7 @@ from swarm_hpc.errors import ConfigError
 from swarm_hpc.ml.callback import EXIT_CODE, Training
 from swarm_hpc.ml.saving import Step, Store
 from swarm_hpc.ml.settings import check
-from swarm_hpc.sl.frames import Saved, SyncRequest
+from swarm_hpc.sl.frames import OpenRequest, Saved, SyncRequest
 from tests.ml import test_callback
 
 
@@ -79,6 +79,7 @@ def test_a_program_that_comes_back_keeps_its_parameters_unless_there_are_newer_o
     assert (training.num_batches, training.num_epochs, training.batch) == (5, 0, 5)
     sl.restart(round=9 if others_went_on else 3, value=70.0)
     training.begin()
+    assert [request.goes_on for request in sl.asked(OpenRequest)] == [False, True]
     assert model.value.tolist() == [70.0 if others_went_on else 5.0] * 3
     before = len(sl.asked(SyncRequest))
     step(training, model)

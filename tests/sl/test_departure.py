@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from swarm_hpc.config import TransferMode
+from swarm_hpc.errors import TrainingOver
 from swarm_hpc.records import FinishMode
 from swarm_hpc.sl.channel import LeaveAsked
 from swarm_hpc.sl.departure import REASONS, Departure
@@ -112,6 +113,35 @@ async def test_a_node_that_returns_takes_part_in_the_same_round_again(swarm):
             answers = await asyncio.gather(alpha.sync(), beta.sync())
             assert {(answer.round, answer.num_peers) for answer in answers} == {(1, 2)}
             assert alpha.weight == pytest.approx([2.0] * 5)
+
+
+@pytest.mark.slow
+async def test_a_node_that_returns_when_the_others_have_ended_the_training_gets_the_final_model(swarm):
+    rules = {"min_peers": 1}
+    async with swarm.node("beta", **rules):
+        beta = swarm.program("beta")
+        async with leaving_node(swarm, "alpha", **rules) as departure:
+            alpha = swarm.program("alpha")
+            await alpha.open(1.0)
+            await beta.open(3.0)
+            await asyncio.gather(alpha.sync(), beta.sync())
+            departure.ask(REASONS[signal.SIGUSR2], warned=True)
+            with pytest.raises(LeaveAsked):
+                await alpha.sync()
+            await asyncio.to_thread(alpha.channel.saved)
+            alpha.close()
+        beta.weight[:] = 7.0
+        last = await beta.finish(FinishMode.SNAPSHOT)
+        async with swarm.node("alpha", **rules):
+            with pytest.raises(TrainingOver, match="choose another name"):
+                await swarm.program("alpha").open()
+        async with swarm.node("alpha", **rules):
+            alpha = swarm.program("alpha")
+            session = await alpha.open(goes_on=True)
+            assert session.resume and alpha.weight == pytest.approx([7.0] * 5)
+            assert (await alpha.sync(add=1.0)).training_over
+            assert await alpha.finish(FinishMode.SNAPSHOT) == last
+            assert alpha.weight == pytest.approx([7.0] * 5)
 
 
 @pytest.mark.slow
