@@ -19,6 +19,8 @@ EXAMPLES: Final = CONF.parent / "examples"
 """The training programs that are installed with it."""
 PROGRAMS: Final = frozenset({"swci"})
 """Commands that are programs of their own."""
+_SIXTIES: Final = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")
+"""What YAML 1.1 takes for a number, counted in sixties."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,7 @@ def compose(name: str, overrides: Sequence[str], config_dir: str = "") -> dict[s
         folder = Path(config_dir).resolve()
         if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - raises nothing
             raise ConfigError(f"--config-dir: {config_dir} is not a folder that can be read")
+        _check_sixties(folder, groups_of(name))
         words.append(f"hydra.searchpath=['file://{_quoted(str(folder))}']")
     if text := _wrong_word(name, overrides, config_dir):
         raise ConfigError(text)
@@ -120,6 +123,22 @@ def split_sweep(name: str, overrides: Sequence[str], config_dir: str = "") -> li
     kept = [word for word, one in zip(words, parsed, strict=True) if not one.is_sweep_override()]
     named = frozenset(one.key_or_group for one in parsed)
     return [Combination(words=(*kept, *row), swept=tuple(zip(keys, row, strict=True)), named=named) for row in rows]
+
+
+def _check_sixties(folder: Path, groups: Iterable[str]) -> None:
+    """ConfigError names a time without quotes in the user's files: 1:30:00 would arrive as 5400, minutes to Slurm."""
+    import yaml
+
+    for file in sorted(file for group in groups for file in (folder / group).glob("*.yaml")):
+        try:
+            text = file.read_text(encoding="utf-8")
+            plain = [one for one in yaml.parse(text) if isinstance(one, yaml.ScalarEvent) and one.implicit[0]]
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # hydra says what is wrong, if the file is wanted
+        for one in plain:
+            if _SIXTIES.fullmatch(one.value):
+                where = f"{file}, line {one.start_mark.line + 1}" if one.start_mark else str(file)
+                raise ConfigError(f'{where}: {one.value} is a number to YAML: put it in quotes, "{one.value}"')
 
 
 def _quoted(text: str) -> str:

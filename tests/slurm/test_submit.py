@@ -68,6 +68,20 @@ def test_a_dry_run_for_machines(capsys: pytest.CaptureFixture[str], profiles: st
     )
 
 
+def test_a_time_that_yaml_takes_for_a_number_is_named_with_its_file(
+    capsys: pytest.CaptureFixture[str], profiles: str
+) -> None:
+    profile = Path(profiles, "site", "alpha.yaml")
+    whole = profile.read_text()
+    profile.write_text(f"{whole}time: 1:30:00\n")
+    code, _, err = submit(capsys, profiles, "--dry-run")
+    line = len(whole.splitlines()) + 1
+    assert code == 2
+    assert f'alpha.yaml, line {line}: 1:30:00 is a number to YAML: put it in quotes, "1:30:00"' in err
+    profile.write_text(f'{whole}time: "1:30:00"\n')
+    assert "#SBATCH --time=1:30:00\n" in submit(capsys, profiles, "--dry-run")[1]
+
+
 def test_the_cluster_may_say_which_site_it_is_and_where_its_profile_lies(
     capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
