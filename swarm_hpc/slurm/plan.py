@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -18,6 +19,7 @@ from swarm_hpc.config import (
     SlConfig,
     SubmitConfig,
 )
+from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.slurm.container import train_command
 from swarm_hpc.slurm.environment import Task
@@ -36,6 +38,8 @@ _ABOUT_SN: Final = """\
 """
 _RESERVE_S: Final = 60.0
 """Of the warning, for Slurm, which sends it up to 30 s late, and for the end of the program."""
+_LIMIT: Final = re.compile(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(?:(\d+):)?(\d+):)?(\d+))")
+"""days-hours:minutes:seconds, of which the last may be missing; hours:minutes:seconds, minutes:seconds, minutes."""
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -69,8 +73,17 @@ class JobPlan:
 
 
 def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | None) -> JobPlan:
-    """A training job at that site; `log` may hold Slurm's %j."""
+    """A training job at that site; `log` may hold Slurm's %j.
+
+    ConfigError where it would be warned when it has just begun, and go back into the queue again and again.
+    """
     warned = Warned.LEAVE if site.requeue and site.warning_s > 0 else Warned.NOTHING
+    limit_s = time_limit_s(site.time)
+    if warned is Warned.LEAVE and limit_s is not None and limit_s <= site.warning_s:
+        raise ConfigError(
+            f"site.time: {site.time} is no longer than the warning ahead of its end, so the job would go back into the "
+            f"queue as soon as it runs: give it more than {site.warning_s} s, or set site.warning_s=0"
+        )
     chosen = {
         "job-name": name,
         "output": log,
@@ -101,6 +114,18 @@ def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | No
         scratch=site.scratch,
         warned=warned,
     )
+
+
+def time_limit_s(text: str) -> int | None:
+    """A time limit in Slurm's notation; None where it is none."""
+    found = _LIMIT.fullmatch(text.strip())
+    if not found:
+        return None
+    days, hours, minutes, seconds, *clock = (int(part or 0) for part in found.groups())
+    if not found[1]:
+        # a number alone is minutes
+        hours, minutes, seconds = clock if found[6] else (0, clock[2], 0)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def plan_sn() -> JobPlan:

@@ -137,6 +137,21 @@ def test_a_job_that_may_not_requeue_itself_gets_no_warning(changes: dict[str, An
     assert "USR2" not in text(**changes)
 
 
+@pytest.mark.parametrize("time", ["1", "2", "2:00", "0:01:59", "00:02:00", "0-0:2", "0-0:1:30"])
+def test_a_job_that_would_be_warned_when_it_has_just_begun_is_refused(time: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"site\.time: {time} is no longer than the warning .* or set site\.warning_s=0"
+    ):
+        text(time=time)
+    assert f"#SBATCH --time={time}\n" in text(time=time, warning_s=0)
+    assert f"#SBATCH --time={time}\n" in text(time=time, requeue=False)
+
+
+@pytest.mark.parametrize("time", ["3", "2:01", "0:02:01", "1:00:00", "0-1", "1-0", "0-0:3", "0-0:2:1", "UNLIMITED", ""])
+def test_a_job_with_time_before_its_warning_is_planned(time: str) -> None:
+    assert "#SBATCH --signal=B:USR2@120\n" in text(time=time)
+
+
 def test_words_reach_the_tasks_as_they_were_typed() -> None:
     made = text("experiment=digits", "experiment.train=[python, 'my train.py']", "+experiment.env.X=$HOME")
     line = next(line for line in made.splitlines() if line.startswith("srun"))
