@@ -36,6 +36,7 @@ SwarmError
 │       ├── NotEnoughPeers      fewer check-ins than the contract asks for
 │       ├── RoundClaimed        another node leads the round
 │       ├── NotLeader           only the leader may publish
+│       ├── NotShared           a round cannot be merged in shards: its leader merges it alone
 │       └── TrainingOver        the contract is completed
 ├── SlurmError
 │   ├── SlurmMissing            no Slurm here, or its controller does not answer             exit 4

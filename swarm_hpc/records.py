@@ -23,7 +23,7 @@ IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Kind(StrEnum):
-    """What a node is (DESIGN 2)."""
+    """What a node is."""
 
     SN = "sn"
     SL = "sl"
@@ -43,7 +43,7 @@ class Platform(StrEnum):
 
 
 class MergeMethod(StrEnum):
-    """How floating-point tensors of the peers become one (DESIGN 5)."""
+    """How floating-point tensors of the peers become one."""
 
     MEAN = "mean"
     COORDMEDIAN = "coordmedian"

@@ -31,7 +31,7 @@ COMMANDS: Final[dict[str, Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (DESIGN 8)."""
+    """Run one command and return its exit code."""
     return exit_code("swarm-hpc", list(sys.argv[1:] if argv is None else argv), _dispatch)
 
 

@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(program: str, words: list[str], run: Callable[[list[str]], int]) -> int:
-    """Run a program's words and return its exit code (DESIGN 8); an error is one line on stderr."""
+    """Run a program's words and return its exit code; an error is one line on stderr."""
     debug = "--debug" in words
     try:
         return run(words)

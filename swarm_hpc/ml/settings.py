@@ -28,7 +28,7 @@ class Arguments(TypedDict, total=False):
     training_contract: str | None
     """Name of the training contract to take part in."""
     merge_method: MergeMethod | str | None
-    """mean, coordmedian or geomedian."""
+    """One of `records.MergeMethod`."""
     node_weight: int | None
     """Weight of this node in a merge, 1-100."""
     use_adaptive_sync: bool

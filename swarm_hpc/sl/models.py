@@ -73,9 +73,11 @@ class Forms:
 
         Whole as well where every check-in is: then it may be that nobody has the result of the round before any more.
         """
-        if len(self.merge.chain(number)) == 1:
-            return None
-        return self.result if self.differences(check_ins) else None
+        return self.of_result(number) if self.differences(check_ins) else None
+
+    def of_result(self, number: int) -> Deltas | None:
+        """What that round's result may be beside a model; None where the contract has it whole."""
+        return self.result if len(self.merge.chain(number)) > 1 else None
 
 
 class Models:
@@ -120,7 +122,7 @@ class Models:
 
     def leads_nowhere(self, number: int, result: ReadableBuffer) -> bool:
         """Whether that published result of a round is seen from the one before, which is not here."""
-        return self.forms.is_difference(result, self.forms.result) and not self.has(number - 1)
+        return self.forms.is_difference(result, self.forms.of_result(number)) and not self.has(number - 1)
 
     def needs_base(self, number: int, check_ins: Mapping[str, ReadableBuffer]) -> bool:
         """Whether merging these takes the result of the round before, and that is not here."""
@@ -234,7 +236,7 @@ class Models:
         """
         if self.leads_nowhere(number, result):
             raise BlobNotFound(f"round {number} differs from the result of the one before, which cannot be had")
-        self._compact = self.forms.is_difference(result, self.forms.result)
+        self._compact = self.forms.is_difference(result, self.forms.of_result(number))
         if self._compact and self.forms.result is not None:
             self.forms.result.decode(result, self._base, self.spare)
         elif len(result) == len(self.spare):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, MergeError, ModelMismatch
 from swarm_hpc.kernels.plan import Layout, ReadableBuffer, model_hash, parse
-from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Round, RoundState, Wire
 from swarm_hpc.sl.models import Models
 from swarm_hpc.transport.blobs import hash_bytes
 
@@ -114,6 +114,8 @@ class _Replay:
     def _read_check_in(self, number: int, check_in: CheckIn) -> ReadableBuffer:
         data = _read(check_in.blob, self._read_blob)
         if self._models is None:
+            if self._spec.merge.wire is not Wire.EXACT:
+                raise BlobNotFound(f"blob {check_in.blob} may be a difference, and the model layout was not kept")
             raise ModelMismatch(f"{check_in.node}: blob {check_in.blob} is not of the contract's model")
         self._models.forms.check(data, self._models.forms.check_in, check_in.node, number)
         return data
@@ -142,7 +144,8 @@ class _Replay:
         """Keep what the next round is seen from. BlobNotFound, ModelMismatch: this is not it."""
         if self._models is None or self._models.exact or self._models.has(round_.number):
             return
-        self._models.forms.check(result, self._models.forms.result, round_.leader, round_.number)
+        forms = self._models.forms
+        forms.check(result, forms.of_result(round_.number), round_.leader, round_.number)
         self._models.open(round_.number, memoryview(result))
         self._models.keep(round_.number)
 

@@ -1,4 +1,4 @@
-"""What Slurm says to a task of a job. The only file that reads SLURM_*."""
+"""What Slurm says to a task of a job. The only file that reads SLURM_*, but for the threads of kernels/cpu.py."""
 
 from __future__ import annotations
 

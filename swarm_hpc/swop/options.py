@@ -25,8 +25,6 @@ class ContainerOptions:
 
     num_gpus: int = 0
     """GPUs that the program wants; ALL: those of its node, as the site's own profile for Slurm asks for them."""
-    is_amd: bool = False
-    """It wants AMD's GPUs (/dev/kfd, /dev/dri)."""
 
 
 def read_options(value: Value | None) -> tuple[ContainerOptions, list[str]]:
@@ -47,9 +45,8 @@ def read_options(value: Value | None) -> tuple[ContainerOptions, list[str]]:
             Value({name: option}, "map", value.file, value.path, value.line).fields((), _NAMES)  # says what is known
     if num_gpus > 0:
         notes.append("usrcontaineropts.gpus: counts; which GPUs of a node a job gets is for Slurm to say")
-    is_amd = "amd" in devices
     wanted = num_gpus or (ALL if {"amd", "nvidia"} & set(devices) else 0)
-    return ContainerOptions(num_gpus=wanted, is_amd=is_amd), notes
+    return ContainerOptions(num_gpus=wanted), notes
 
 
 _IGNORED: Final = {

@@ -117,6 +117,16 @@ def test_without_the_round_before_there_is_nothing_to_add_a_difference_to():
         models.open(2, small)
 
 
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_difference_for_a_result_that_is_whole_by_the_contract_is_no_result(number):
+    models = started(Merge(wire=Wire.INT8, whole_every=3), model(0))
+    models.keep(number - 1)
+    [small, _] = models.rooms
+    small[: len(models.forms.result.layout.header)] = models.forms.result.layout.header
+    models.open(number, small)
+    assert models.spare[: len(LAYOUT.header)] != LAYOUT.header
+
+
 def test_which_results_lead_to_one():
     models = started(Merge(wire=Wire.BF16, whole_every=4), model(0))
     assert list(models.needed(4)) == [2, 3]

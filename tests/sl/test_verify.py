@@ -8,8 +8,9 @@ import pytest
 from swarm_hpc.errors import BlobNotFound
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, model_hash, place
-from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, RoundState
+from swarm_hpc.records import CheckIn, ContractSpec, Merge, Platform, RoundState, Wire
 from swarm_hpc.sl.merge import merge_blobs
+from swarm_hpc.sl.models import Forms
 from swarm_hpc.sl.verify import verify_rounds
 from swarm_hpc.transport.blobs import hash_bytes
 from tests.lab import rounds
@@ -150,3 +151,30 @@ def test_a_check_in_of_another_model_is_named(kept):
         stranger = replace(first.check_ins[1], blob=kept.add(bytes(arena.buffer)))
     [mismatch] = verify(kept, replace(first, check_ins=(first.check_ins[0], stranger))).mismatches
     assert mismatch.node == "s1/sl/sl" and "bias" in mismatch.reason
+
+
+def difference(form):
+    """One that is zero all over."""
+    return form.layout.header + bytes(form.layout.size_bytes - len(form.layout.header))
+
+
+def test_a_difference_for_a_result_that_is_whole_by_the_contract_names_its_leader(kept):
+    spec = replace(SPEC, merge=Merge(wire=Wire.INT8))
+    first = published(kept, 1, 1.0, 2.0)
+    del kept[first.check_ins[0].blob]
+    first = replace(first, merged=kept.add(difference(Forms(LAYOUT, spec.merge).result)))
+    [mismatch] = verify_rounds(spec, [first], kept.read).mismatches
+    assert mismatch.node == first.leader and mismatch.reason.startswith("the merged parameters")
+
+
+def test_nobody_is_blamed_for_what_may_be_a_difference_where_no_layout_was_kept(kept):
+    spec = replace(SPEC, merge=Merge(wire=Wire.INT8))
+    first = published(kept, 1, 1.0, 2.0)
+    small = kept.add(difference(Forms(LAYOUT, spec.merge).check_in))
+    check_ins = tuple(replace(check_in, blob=small) for check_in in first.check_ins)
+    for blob in (SPEC.model, first.merged):
+        del kept[blob]
+    report = verify_rounds(spec, [replace(first, check_ins=check_ins)], kept.read)
+    assert not report.mismatches and report.rounds_checked == 0
+    [skipped] = report.skipped
+    assert "the model layout was not kept" in skipped.reason

@@ -19,6 +19,7 @@ from swarm_hpc.errors import ConfigError, LedgerError, PortInUse
 from swarm_hpc.records import CheckIn, NodeRecord, Platform, Progress, RoundState, encode
 from swarm_hpc.sn import node
 from swarm_hpc.sn.client import SnClient
+from swarm_hpc.sn.gateway import Gateway
 
 MODEL = "ab" * 32
 PROGRAM = """
@@ -149,6 +150,20 @@ async def test_two_sns_cannot_share_a_data_dir(start_swarm, sn_config, consortiu
     with pytest.raises(LedgerError, match="has this ledger open"):
         async with node.start(sn_config, consortium.identity("alpha/sn/sn")):
             pass
+
+
+async def test_blobs_are_fetched_within_the_times_of_the_settings(sn_config, consortium, monkeypatch):
+    used = []
+    begin = Gateway.open
+
+    def spy(live, blobs, identity, connection):
+        used.append(connection)
+        return begin(live, blobs, identity, connection)
+
+    monkeypatch.setattr(Gateway, "open", spy)
+    sn_config.connection = ConnectionConfig(connect_timeout_s=3, transfer_timeout_s=7200)
+    async with node.start(sn_config, consortium.identity("alpha/sn/sn")):
+        assert used == [sn_config.connection]
 
 
 def test_a_certificate_of_another_kind_is_refused_with_the_remedy(sn_config, consortium):

@@ -57,7 +57,7 @@ def test_a_profile_with_spire_and_gpus_of_amd():
     assert profile.sn.service == "api.swarm.example.org:443"
     assert profile.nodes[0].identity == {IdentityKind.SPIFFE_SOCKETPATH: Place("spire-socket", is_volume=True)}
     assert profile.nodes[1].identity == {IdentityKind.SPIFFE_SOCKETPATH: Place("/run/spire/agent.sock")}
-    assert profile.nodes[0].options.is_amd
+    assert profile.nodes[0].options.num_gpus == ALL
     assert [node.user_host for node in profile.nodes] == ["user1", "user1"]
 
 
