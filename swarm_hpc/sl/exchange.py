@@ -169,7 +169,7 @@ class DirectExchange:
             except BlobError as exc:
                 reasons.append(f"{exc}; deleted")
                 await asyncio.to_thread(self._store.delete, blob)
-        for node in holders:
+        for node in await self._present_first(holders):
             try:
                 return _in_memory(await self._download(blob, node, buffers=buffers))
             except SwarmError as exc:
@@ -182,7 +182,7 @@ class DirectExchange:
     async def stream(self, blob: str, holders: Iterable[str], sink: Sink) -> None:
         """From one holder after the other, each going on where the one before it stopped."""
         reasons = []
-        for node in holders:
+        for node in await self._present_first(holders):
             try:
                 await self._download(blob, node, into=sink)
                 return
@@ -228,6 +228,17 @@ class DirectExchange:
     def _delete(self, dropped: Iterable[str]) -> None:
         for blob in dropped:
             self._store.delete(blob)
+
+    async def _present_first(self, holders: Iterable[str]) -> list[str]:
+        """Those that are away last, as it takes a while until one has not answered."""
+        nodes = list(holders)
+        if len(nodes) < 2:
+            return nodes
+        try:
+            present = {status.node.name for status in await self._sn.nodes() if status.node.active}
+        except SwarmError:
+            return nodes
+        return sorted(nodes, key=lambda node: node not in present)
 
     async def _endpoint_of(self, node: str) -> str:
         for status in await self._sn.nodes():

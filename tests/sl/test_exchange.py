@@ -1,6 +1,7 @@
 """How parameters travel: the shared folder of `gateway`, and what a node keeps, shows and deletes with `direct`."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,32 @@ async def test_the_merged_parameters_come_from_others_when_the_leader_has_lost_t
         BlobStore(swarm.folder / NodeName.parse(first.leader).site / "blobs").delete(first.merged)
         assert (await gamma.open()).resume
         assert gamma.weight == pytest.approx([2.0] * 5)
+
+
+@direct_only
+@pytest.mark.slow
+async def test_who_is_away_is_asked_last(swarm, monkeypatch):
+    asked, download = [], DirectExchange._download
+
+    async def ask(self, blob, node, **target):
+        asked.append(node)
+        return await download(self, blob, node, **target)
+
+    nodes = {site: AsyncExitStack() for site in ("alpha", "beta", "gamma")}
+    async with nodes["alpha"], nodes["beta"], nodes["gamma"]:
+        for site, stack in nodes.items():
+            await stack.enter_async_context(swarm.node(site))
+        alpha, beta, gamma = (swarm.program(site) for site in nodes)
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        await asyncio.gather(alpha.sync(), beta.sync())
+        async with swarm.client() as sn:
+            [first] = await sn.rounds("digits", 1, 1)
+        await nodes[NodeName.parse(first.leader).site].aclose()
+        monkeypatch.setattr(DirectExchange, "_download", ask)
+        assert (await gamma.open()).resume
+        assert gamma.weight == pytest.approx([2.0] * 5)
+        assert asked == [check_in.node for check_in in first.check_ins if check_in.node != first.leader]
 
 
 @direct_only
