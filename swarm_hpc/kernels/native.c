@@ -20,6 +20,7 @@
 
 #define TILE 512 /* elements of a peer that are worked on at a time: 16 peers' fit the second cache */
 #define BLOCK (1 << 18) /* elements whose products are added up by themselves: plain.BLOCK */
+#define RUN (8 * TILE) /* elements of a peer that are announced together: the memory is fast in long runs only */
 #define SUMS 32768 /* elements of a mean that are added up in the cache, GROUP peers at a time: long runs of each row */
 #define GROUP 8 /* rows that are read at once: lines at one offset of more drive each other out of the first cache */
 #define AHEAD 256 /* elements by which the reading of more rows is announced */
@@ -174,7 +175,7 @@ static int probes_saved(const struct order *order, int num_peers) {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define SET avx512
 #define BYTES 64
-#define PAIRS 4
+#define PAIRS 5
 #define FEW 7
 #include "native.c"
 #undef SET
@@ -262,7 +263,13 @@ ALWAYS REAL NAME(value)(const int dtype, const char *row, int64_t i) {
                          : (REAL)from_half(((const uint16_t *)row)[i]);
 }
 ALWAYS void NAME(widen)(const int dtype, const char *row, int64_t size, REAL *restrict room) {
-    for (int64_t i = 0; i < size; i++)
+    int64_t i = 0;
+    for (; i + 32 <= size; i += 32) { /* a line of 16 bits each; the next tile's is announced */
+        __builtin_prefetch(row + (i + TILE) * width_of[dtype], 0, 2);
+        for (int64_t j = i; j < i + 32; j++)
+            room[j] = NAME(value)(dtype, row, j);
+    }
+    for (; i < size; i++)
         room[i] = NAME(value)(dtype, row, i);
 }
 /* One tile of one peer: where it lies, or widened (and filled up with zeros) in `room`. */
@@ -743,19 +750,29 @@ static void NAME(few)(int64_t num_rows, const REAL *middle, const REAL *const *t
 #endif
     }
 }
-/* What will be read next, announced line by line while there is arithmetic to do: many announcements at once are lost.
-   Row by row, so that the memory sees long runs. */
-#define LINES (TILE * sizeof(REAL) / 64)
-#define AHEAD_OF NAME(ahead)
-struct AHEAD_OF {
+/* The next RUN of all rows, row by row, announced line by line while there is arithmetic to do: many announcements at
+   once are lost. */
+#define COMING NAME(coming)
+struct COMING {
     const struct rows *rows;
     size_t begin; /* bytes into each row */
     size_t num_lines, next, at_once;
+    int shift; /* 2 to this power are a row's */
 };
-ALWAYS void NAME(announce)(struct AHEAD_OF *ahead) {
-    for (size_t k = 0; k < ahead->at_once && ahead->next < ahead->num_lines; k++, ahead->next++)
-        __builtin_prefetch(
-            (const char *)ahead->rows->rows[ahead->next / LINES] + ahead->begin + ahead->next % LINES * 64, 0, 2);
+/* Of which a part is announced in each of so many `steps` per RUN. */
+ALWAYS struct COMING NAME(look_ahead)(const struct rows *rows, int64_t steps) {
+    const int shift = __builtin_ctz(RUN * width_of[rows->dtype] / 64);
+    const size_t num_lines = (size_t)rows->num_peers << shift;
+    return (struct COMING){rows, 0, num_lines, 0, steps ? (num_lines + steps - 1) / steps : 0, shift};
+}
+ALWAYS void NAME(announce)(struct COMING *coming) {
+    const void *const *rows = coming->rows->rows;
+    const size_t left = coming->num_lines - coming->next, mask = ((size_t)1 << coming->shift) - 1;
+    const size_t stop = coming->next + (left < coming->at_once ? left : coming->at_once);
+    size_t line = coming->next;
+    for (; line < stop; line++)
+        __builtin_prefetch((const char *)rows[line >> coming->shift] + coming->begin + 64 * (line & mask), 0, 2);
+    coming->next = line;
 }
 /* num_first tiles against num_second others', or `same`, among themselves: by the squares of what is between them, or by
    the products of their differences from `middle`, which end up in `apart` where they are the same, and come from there
@@ -763,55 +780,55 @@ ALWAYS void NAME(announce)(struct AHEAD_OF *ahead) {
 #define WANTED(a, b) (a < num_first && b < num_second && (!same || a <= b))
 ALWAYS void NAME(pairs)(
     const int num_first, const int num_second, const int same, const int squares, const REAL *middle,
-    const REAL *const *first, const REAL *const *second, REAL *apart, struct AHEAD_OF *told,
+    const REAL *const *first, const REAL *const *second, REAL *apart, struct COMING *told,
     struct WIDE *const *wide) {
     VECTOR lanes[PAIRS][PAIRS][PARTS];
-    struct AHEAD_OF ahead = *told;
+    struct COMING coming = *told;
     memset(lanes, 0, sizeof lanes);
     for (int64_t i = 0; i < TILE; i += STEP) {
-        NAME(announce)(&ahead);
+        NAME(announce)(&coming);
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
-            VECTOR left[PAIRS], right[PAIRS], centre = {0};
+            VECTOR left[PAIRS], centre = {0};
             if (!squares && same)
                 centre = LOAD(middle + i, part);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
             for (int a = 0; a < PAIRS; a++)
                 if (a < num_first) {
                     left[a] = LOAD(first[a] + i, part);
                     if (!squares && same)
                         AT(apart + a * TILE + i, part) = left[a] -= centre;
                 }
-#pragma GCC unroll 4
-            for (int b = 0; b < PAIRS; b++)
+#pragma GCC unroll 5
+            for (int b = 0; b < PAIRS; b++) {
+                VECTOR right = {0};
                 if (b < num_second)
-                    right[b] = same ? left[b] : (VECTOR)LOAD(second[b] + i, part);
-#pragma GCC unroll 4
-            for (int a = 0; a < PAIRS; a++)
-#pragma GCC unroll 4
-                for (int b = 0; b < PAIRS; b++)
+                    right = same ? left[b] : (VECTOR)LOAD(second[b] + i, part);
+#pragma GCC unroll 5
+                for (int a = 0; a < PAIRS; a++)
                     if (WANTED(a, b)) {
-                        VECTOR difference = left[a] - right[b];
-                        lanes[a][b][part] += squares ? difference * difference : left[a] * right[b];
+                        VECTOR difference = left[a] - right;
+                        lanes[a][b][part] += squares ? difference * difference : left[a] * right;
                     }
+            }
         }
     }
-    *told = ahead;
-#pragma GCC unroll 4
+    *told = coming;
+#pragma GCC unroll 5
     for (int a = 0; a < PAIRS; a++)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int b = 0; b < PAIRS; b++)
             if (WANTED(a, b))
                 NAME(flush)(lanes[a][b], wide[a] + b);
 }
 #define ACROSS(a, b) \
-    case 8 * a + b: NAME(pairs)(a, b, 0, squares, NULL, left, right, NULL, ahead, where); break;
+    case 8 * a + b: NAME(pairs)(a, b, 0, squares, NULL, left, right, NULL, coming, where); break;
 #define ALONE(a) \
-    case a: NAME(pairs)(a, a, 1, squares, middle, left, right, room + first * TILE, ahead, where); break;
+    case a: NAME(pairs)(a, a, 1, squares, middle, left, right, room + first * TILE, coming, where); break;
 /* All tiles against each other. `wide`: a table of num_rows^2, of which only second >= first is used. `room`: a tile for
    each, which may be that tile; unless by squares, it is overwritten. */
 ALWAYS void NAME(all_pairs)(
-    const int squares, const REAL *middle, int64_t num_rows, const REAL **tiles, REAL *room, struct AHEAD_OF *ahead,
+    const int squares, const REAL *middle, int64_t num_rows, const REAL **tiles, REAL *room, struct COMING *coming,
     struct WIDE *wide) {
     for (int64_t second = 0; second < num_rows; second += PAIRS)
         for (int64_t back = 0; back <= second; back += PAIRS) {
@@ -825,8 +842,8 @@ ALWAYS void NAME(all_pairs)(
             if (first == second) {
                 switch (num_first) {
                     ALONE(1) ALONE(2)
-#if PAIRS == 4
-                    ALONE(3) ALONE(4)
+#if PAIRS == 5
+                    ALONE(3) ALONE(4) ALONE(5)
 #endif
                 }
                 for (int a = 0; !squares && a < num_first; a++)
@@ -834,8 +851,8 @@ ALWAYS void NAME(all_pairs)(
             } else
                 switch (8 * num_first + num_second) {
                     ACROSS(PAIRS, 1) ACROSS(PAIRS, 2)
-#if PAIRS == 4
-                    ACROSS(PAIRS, 3) ACROSS(PAIRS, 4)
+#if PAIRS == 5
+                    ACROSS(PAIRS, 3) ACROSS(PAIRS, 4) ACROSS(PAIRS, 5)
 #endif
                 }
         }
@@ -855,30 +872,31 @@ static int NAME(sums)(const struct rows *rows, int measure, int64_t centre, doub
     REAL *room;
     const REAL **tiles;
     int64_t num_peers = rows->num_peers, square = num_peers * num_peers, num_rows = 0;
-    int done = NAME(room)(rows, 1, &room, &tiles), direct = rows->dtype == (NARROW ? F32 : F64);
+    int done = NAME(room)(rows, 1, &room, &tiles);
     struct WIDE *wide = aligned_alloc(64, square * sizeof(struct WIDE));
     int64_t *peers = malloc(num_peers * sizeof(int64_t));
     done = done && wide != NULL && peers != NULL;
     for (int64_t peer = 0; done && peer < num_peers; peer++)
         if (measure == SQUARES || peer != centre)
             peers[num_rows++] = peer;
-    const int64_t groups = (num_rows + PAIRS - 1) / PAIRS, steps = groups * (groups + 1) / 2 * (TILE / STEP);
-    const size_t num_lines = direct ? num_peers * LINES : 0;
-    struct AHEAD_OF ahead = {rows, 0, num_lines, 0, steps ? (num_lines + steps - 1) / steps : 0};
+    const int64_t groups = (num_rows + PAIRS - 1) / PAIRS, steps = groups * (groups + 1) / 2 * (RUN / STEP);
+    struct COMING coming = NAME(look_ahead)(rows, steps);
     for (int64_t start = 0; done && start < rows->size; start += TILE) {
         if (start % BLOCK == 0)
             memset(wide, 0, square * sizeof(struct WIDE));
         for (int64_t k = 0; k < num_rows; k++)
             tiles[k] = NAME(tile)(rows, peers[k], start, room + k * TILE);
-        ahead.begin = (start + TILE) * width_of[rows->dtype];
-        ahead.next = 0;
+        if (start % RUN == 0) {
+            coming.begin = (start + RUN) * width_of[rows->dtype];
+            coming.next = 0;
+        }
         const REAL *middle = measure == SQUARES ? NULL : NAME(tile)(rows, centre, start, room + num_peers * TILE);
         if (measure == SQUARES)
-            NAME(all_pairs)(1, NULL, num_rows, tiles, room, &ahead, wide);
+            NAME(all_pairs)(1, NULL, num_rows, tiles, room, &coming, wide);
         else if (num_rows <= FEW)
             NAME(few)(num_rows, middle, tiles, wide);
         else
-            NAME(all_pairs)(0, middle, num_rows, tiles, room, &ahead, wide);
+            NAME(all_pairs)(0, middle, num_rows, tiles, room, &coming, wide);
         if (start % BLOCK == BLOCK - TILE || start + TILE >= rows->size)
             NAME(fold)(num_rows, peers, num_peers, wide, table + start / BLOCK * square);
     }
@@ -927,8 +945,7 @@ static int NAME(bounded)(const struct rows *rows, double limit, uint8_t *bounded
 #undef TERMS
 #undef WIDE
 #undef EIGHT
-#undef LINES
-#undef AHEAD_OF
+#undef COMING
 #undef STEP
 #undef PARTS
 #undef LOAD
