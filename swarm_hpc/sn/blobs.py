@@ -170,7 +170,8 @@ class ContractBlobs:
     def _readable(self, peer: NodeName, blob: str, owners: frozenset[str]) -> bool:
         if peer.kind is Kind.SWCI or any(peer.site in self.sites.get(contract, ()) for contract in owners):
             return True
-        return peer.site in self._members and blob in self.layouts.values()
+        # Of a contract that has it: any contract may call any hash its layout.
+        return peer.site in self._members and any(self.layouts.get(contract) == blob for contract in owners)
 
     @web.middleware
     async def _note_arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -74,6 +74,16 @@ async def test_knowing_a_hash_does_not_make_a_site_the_owner(swarm, new_spec):
     await put(outsider, LAYOUT, "theirs")
 
 
+async def test_calling_another_contracts_blob_a_layout_does_not_open_it(swarm, new_spec):
+    one, outsider = (await joined(swarm, "alpha/sl/one", spec=new_spec))[0], await swarm.sl("beta/sl/two")
+    blob = await put(one, b"parameters")
+    await outsider.client.create_contract(new_spec(name="theirs", model=blob))
+    with pytest.raises(NotAuthorized, match="belongs to demo, which site beta has not joined"):
+        await outsider.client.download(blob)
+    with pytest.raises(NotAuthorized, match="belongs to another training contract"):
+        await put(outsider, b"parameters", "theirs")
+
+
 async def test_auditors_read_every_blob_and_write_none(swarm, new_spec):
     (one,) = await joined(swarm, "alpha/sl/one", spec=new_spec)
     blob = await put(one, b"parameters")
