@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
@@ -89,11 +90,16 @@ class _Transfer:
         now = time.monotonic()
         self._deadline = now + self._config.transfer_timeout_s
         patience = Patience(self._until(now))
+        # Steps see the deadline only between blocks, and «100 Continue» may come for ever before an answer.
+        late = threading.Timer(min(self._config.transfer_timeout_s, threading.TIMEOUT_MAX), self._line.cut)
+        late.start()
         try:
             while not self._try(patience):
                 pass
             self.finish()
         finally:
+            late.cancel()
+            late.join()
             self._line.close()
             self.abort()
 

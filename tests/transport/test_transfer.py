@@ -20,7 +20,7 @@ from swarm_hpc.errors import (
     TimedOut,
 )
 from swarm_hpc.records import Kind
-from swarm_hpc.transport import blobs, server, transfer
+from swarm_hpc.transport import blobs, routes, server, transfer
 from swarm_hpc.transport.blobs import BLOCK_BYTES, BlobStore, add_blob_routes
 from swarm_hpc.transport.client import expect_kind
 
@@ -267,6 +267,24 @@ async def test_a_download_that_takes_too_long_is_timed_out(ends, store):
     await ends.serve(app_with(store, stall))
     with pytest.raises(TimedOut, match=r"not done within 0\.5 s"):
         await ends.download(connection=ConnectionConfig(connect_timeout_s=30, transfer_timeout_s=0.5))
+    release.set()
+
+
+@pytest.mark.slow
+async def test_a_server_that_only_asks_for_patience_is_not_waited_for_longer(ends, store, monkeypatch):
+    monkeypatch.setattr(routes, "PATIENCE_S", 0.1)
+    release = asyncio.Event()
+
+    async def obtain(peer, blob):
+        await release.wait()
+
+    app = server.application()
+    add_blob_routes(app, store, may_read=anybody, may_write=None, obtain=obtain)
+    await ends.serve(app)
+    asyncio.get_running_loop().call_later(10, release.set)
+    with pytest.raises(TimedOut, match=r"not done within 0\.5 s"):
+        await ends.download(connection=ConnectionConfig(connect_timeout_s=30, transfer_timeout_s=0.5))
+    assert not release.is_set()
     release.set()
 
 
