@@ -23,6 +23,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
+_AGAIN_S: Final = 1.0
 
 
 class LiveLedger:
@@ -35,7 +36,8 @@ class LiveLedger:
         self._base = self._cursor = ledger.cursor()
         self._newest: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listeners: list[Callable[[Sequence[Event]], Awaitable[None]]] = []
+        self._listeners: dict[Callable[[Sequence[Event]], Awaitable[None]], int] = {}
+        """Each with the cursor of the newest event that it has heard of."""
         self._stopped = False
         self._catching_up = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -48,8 +50,11 @@ class LiveLedger:
         return self._cursor
 
     def listen(self, listener: Callable[[Sequence[Event]], Awaitable[None]]) -> None:
-        """Await `listener` with the new events of each write before anybody hears of them. It may read, not write."""
-        self._listeners.append(listener)
+        """Await `listener` with the new events of each write before anybody hears of them. It may read, not write.
+
+        Where it fails, it hears of the same events again, and nobody who waits has heard of them.
+        """
+        self._listeners[listener] = self._cursor
 
     async def read(self, ask: Callable[[Ledger], R]) -> R:
         """What `ask` answers, called in a thread."""
@@ -93,7 +98,8 @@ class LiveLedger:
         self._woken.set()
 
     async def follow(self) -> NoReturn:
-        """Hear of what others write, each time it is woken. A failure is logged; the next time tries again."""
+        """Hear of what others write, each time it is woken. A failure is logged, and tried again: there may be no next
+        block to wake it."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -101,6 +107,8 @@ class LiveLedger:
                 await self._catch_up()
             except SwarmError as exc:
                 log.warning("news of the ledger could not be read: %s", exc)
+                await asyncio.sleep(_AGAIN_S)
+                self._woken.set()
 
     @property
     def stopped(self) -> bool:
@@ -138,11 +146,13 @@ class LiveLedger:
         events = await self._in_thread(partial(self._ledger.events, self._cursor))
         if not events:
             return
+        for listener, heard in tuple(self._listeners.items()):
+            if unheard := [event for event in events if event.cursor > heard]:
+                await listener(unheard)
+                self._listeners[listener] = events[-1].cursor
         for event in events:
             if event.contract:
                 self._newest[event.contract] = event.cursor
         self._cursor = events[-1].cursor
-        for listener in self._listeners:
-            await listener(events)
         async with self._changed:
             self._changed.notify_all()
