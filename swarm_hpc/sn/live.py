@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
 _AGAIN_S: Final = 1.0
+_PAGE: Final = 1000
+"""Events that are read at a time."""
 
 
 class LiveLedger:
@@ -140,12 +142,14 @@ class LiveLedger:
 
     async def _catch_up(self) -> None:
         async with self._catching_up:
-            await self._take_news()
+            while await self._take_news() == _PAGE:
+                pass
 
-    async def _take_news(self) -> None:
-        events = await self._in_thread(partial(self._ledger.events, self._cursor))
+    async def _take_news(self) -> int:
+        """Hand out a page of events; how many there were."""
+        events = await self._in_thread(partial(self._ledger.events, self._cursor, limit=_PAGE))
         if not events:
-            return
+            return 0
         for listener, heard in tuple(self._listeners.items()):
             if unheard := [event for event in events if event.cursor > heard]:
                 await listener(unheard)
@@ -156,3 +160,4 @@ class LiveLedger:
         self._cursor = events[-1].cursor
         async with self._changed:
             self._changed.notify_all()
+        return len(events)

@@ -73,3 +73,10 @@ async def test_who_follows_tries_again_by_itself_after_a_failure(live, monkeypat
     assert failing.heard == [1]
     following.cancel()
     await asyncio.wait([following])
+
+
+async def test_more_events_than_a_page_are_heard_at_once(live):
+    listener = Listener()
+    live.listen(listener)
+    await live.write(lambda ledger: ledger.add(2500))
+    assert listener.heard == list(range(1, 2501))
