@@ -214,16 +214,27 @@ class ContractBlobs:
             self._remember(contract)
             if self._transfer.keep_rounds:
                 self._to_sweep.put_nowait(contract.spec.name)
-        for name in self._owners.contracts() - {contract.spec.name for contract in contracts}:
-            await self._look_for_reset(name)
+        names = {contract.spec.name for contract in contracts}
+        for name in self._owners.contracts():
+            # An archive is called NAME.1, NAME.2; where NAME is there, too, it is in use again.
+            archives = (each for each in names if each.rpartition(".")[0] == name)
+            if name not in names or not all(map(self._owners.has_renamed, archives)):
+                await self._look_for_reset(name)
         await asyncio.to_thread(self._delete_orphans)
 
     async def _look_for_reset(self, name: str) -> None:
         """A reset while this SN was down: its blobs belong to the archive."""
-        events = await self._live.read(lambda ledger: ledger.events(contract=name))
-        for event in events:
-            if event.name == "ContractReset":
-                await asyncio.to_thread(self._owners.rename, name, str(event.facts["archive"]))
+
+        def ask(ledger: Ledger) -> list[str]:
+            found, cursor = [], 0
+            while page := ledger.events(cursor, contract=name):
+                found += [str(event.facts["archive"]) for event in page if event.name == "ContractReset"]
+                cursor = page[-1].cursor
+            return found
+
+        for archive in await self._live.read(ask):
+            if not self._owners.has_renamed(archive):
+                await asyncio.to_thread(self._owners.rename, name, archive)
 
     def _delete_orphans(self) -> None:
         for blob in self._store.blobs():

@@ -22,6 +22,8 @@ class Owners:
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS owners (blob TEXT, contract TEXT, round INTEGER, PRIMARY KEY (blob, contract))"
         )
+        self._db.execute("CREATE TABLE IF NOT EXISTS renamed (archive TEXT PRIMARY KEY)")
+        self._renamed = {archive for (archive,) in self._db.execute("SELECT archive FROM renamed")}
         self._rounds: dict[str, dict[str, int]] = {}
         for blob, contract, number in self._db.execute("SELECT blob, contract, round FROM owners"):
             self._rounds.setdefault(blob, {})[contract] = number
@@ -62,12 +64,18 @@ class Owners:
             return not rounds
 
     def rename(self, contract: str, archive: str) -> None:
-        """What belongs to the contract belongs to `archive` from now on."""
+        """What belongs to the contract belongs to `archive` from now on; that it was done is noted."""
         with self._lock:
             self._write("UPDATE OR REPLACE owners SET contract = ? WHERE contract = ?", archive, contract)
+            self._write("INSERT OR IGNORE INTO renamed VALUES (?)", archive)
+            self._renamed.add(archive)
             for rounds in self._rounds.values():
                 if contract in rounds:
                     rounds[archive] = rounds.pop(contract)
+
+    def has_renamed(self, archive: str) -> bool:
+        """Whether something was renamed to `archive`. In doubt (a table of an older version) where it owns a blob."""
+        return archive in self._renamed or archive in self.contracts()
 
     def _write(self, statement: str, *values: str | int) -> None:
         try:

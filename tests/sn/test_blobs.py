@@ -145,6 +145,46 @@ async def test_a_reset_while_the_sn_is_down_is_made_up_for(consortium, sn_config
         assert await two.download(blob) == b"parameters"
 
 
+async def test_a_reset_while_the_sn_is_down_is_found_behind_many_events(sn_config, swarm_of, new_spec, monkeypatch):
+    async with swarm_of(sn_config) as swarm:
+        one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
+        blob = await put(one, b"parameters")
+        for node in (one, two):
+            await node.client.finish("demo", node.name, node.incarnation, FinishMode.INACTIVE)
+    with Ledger.open(sn_config.ledger, Path(sn_config.data_dir) / "ledger", found=None) as ledger:
+        ledger.reset_contract("demo")
+    monkeypatch.setitem(Ledger.events.__kwdefaults__, "limit", 2)
+    async with swarm_of(sn_config) as swarm:
+        two = await swarm.client("beta/sl/two")
+        assert await two.download(blob) == b"parameters"
+
+
+async def test_a_new_training_has_none_of_what_was_put_before_a_reset_while_the_sn_was_down(
+    sn_config, swarm_of, new_spec
+):
+    spec = new_spec(model=MODEL, min_peers=1)
+    async with swarm_of(sn_config) as swarm:
+        (two,) = await joined(swarm, "beta/sl/two", spec=new_spec, min_peers=1)
+        blob = await put(two, b"parameters")
+        await two.client.finish("demo", two.name, two.incarnation, FinishMode.INACTIVE)
+        await swarm.sl("alpha/sl/one")
+    with Ledger.open(sn_config.ledger, Path(sn_config.data_dir) / "ledger", found=None) as ledger:
+        ledger.reset_contract("demo")
+        ledger.create_contract(spec)
+        ledger.join("demo", "alpha/sl/one", 1, Platform.PYTORCH, MODEL)
+    for _ in range(2):  # what the first start has made up for is not done again
+        async with swarm_of(sn_config) as swarm:
+            one, two = await swarm.client("alpha/sl/one"), await swarm.client("beta/sl/two")
+            assert await two.download(blob) == b"parameters"
+            with pytest.raises(NotAuthorized, match=r"belongs to demo\.1, which site alpha has not joined"):
+                await one.download(blob)
+            fresh = hash_bytes(b"of the new training")
+            await one.upload(fresh, memoryview(b"of the new training"), "demo")
+            assert await one.download(fresh) == b"of the new training"
+            with pytest.raises(NotAuthorized, match="belongs to demo, which site beta has not joined"):
+                await two.download(fresh)
+
+
 async def test_blobs_need_a_contract_and_a_member(swarm, new_spec):
     one = await swarm.sl("alpha/sl/one")
     with pytest.raises(NotFound, match="nothing"):
