@@ -116,6 +116,8 @@ class Consensus:
         self._thread.start()
         deadline = time.monotonic() + timeout_s
         while not self._running.wait(0.1):
+            if self._stopping.is_set():
+                raise LedgerError("the ledger was stopped while it started")
             if self._fault is not None and time.monotonic() > deadline - timeout_s + 30:
                 raise LedgerError(f"the ledger cannot be started: {self._fault}")
             if time.monotonic() > deadline:

@@ -8,11 +8,11 @@ import logging
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from swarm_hpc.config import LedgerKind, SnConfig
 from swarm_hpc.daemon import told_to_stop
@@ -51,11 +51,27 @@ async def _run(config: SnConfig, identity: Identity) -> None:
     _raise_file_limit()
     while not stop.is_set():
         turn = Turn()
-        async with start(config, identity, turn) as address:
-            with _endpoint_file(Path(config.data_dir) / ENDPOINT_FILE, address, identity):
-                await _either(stop, turn.over)
-                log.info("stopping" if stop.is_set() else "starting again in a new epoch of the network")
+        await _until(stop, _serve(config, identity, turn))
         config = replace(config, port=turn.port)  # everybody knows this SN by the port that it was given
+
+
+async def _serve(config: SnConfig, identity: Identity, turn: Turn) -> None:
+    async with start(config, identity, turn) as address:
+        with _endpoint_file(Path(config.data_dir) / ENDPOINT_FILE, address, identity):
+            await turn.over.wait()
+            log.info("starting again in a new epoch of the network")
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or end it at `stop`: also an SN that still starts, as long as it takes to be admitted."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        log.info("stopping")
+        working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
 
 
 @dataclass(slots=True)
@@ -126,13 +142,6 @@ async def _embedded(config: SnConfig, data_dir: Path, identity: Identity, addres
     founder = Founder(site=site, endpoint=address, ca_fingerprint=identity.bundle.fingerprint(site))
     with _data_dir(data_dir):
         return await asyncio.to_thread(Ledger.open, config.ledger, data_dir / "ledger", found=founder)
-
-
-async def _either(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
 
 
 @asynccontextmanager

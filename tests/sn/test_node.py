@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_hpc.config import ConnectionConfig, SnConfig
+from swarm_hpc.config import ConnectionConfig, LedgerConfig, LedgerKind, SnConfig
 from swarm_hpc.errors import ConfigError, LedgerError, PortInUse
 from swarm_hpc.records import CheckIn, NodeRecord, Platform, Progress, RoundState, encode
 from swarm_hpc.sn import node
@@ -52,7 +52,7 @@ class Process:
 
     def end(self, signal_number: int) -> int:
         self.popen.send_signal(signal_number)
-        return self.popen.wait(30)
+        return self.popen.wait(15)
 
 
 @pytest.fixture
@@ -90,6 +90,24 @@ async def test_it_says_where_it_is_and_ends_cleanly_on_a_signal(consortium, sn_c
     log = process.log.read_text()
     assert f"ready on {endpoint['address']}: site alpha, ledger height {height}" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ledger", "sentinel", "said"),
+    [
+        ({"join": ["127.0.0.1:1"]}, False, "no member answers yet"),
+        ({"geth": "/bin/false", "cometbft": "/bin/false"}, True, "the ledger's programs start again"),
+    ],
+)
+async def test_one_that_still_starts_ends_on_a_signal(sn_config, start_process, ledger, sentinel, said):
+    sn_config.ledger, sn_config.sentinel = LedgerConfig(kind=LedgerKind.GETH, **ledger), sentinel
+    process = start_process(sn_config)
+    async with asyncio.timeout(30):
+        while said not in process.log.read_text():
+            await asyncio.sleep(0.02)
+    assert await asyncio.to_thread(process.end, signal.SIGTERM) == 0
+    assert "Traceback" not in process.log.read_text()
 
 
 @pytest.mark.slow
