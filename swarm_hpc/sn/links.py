@@ -77,7 +77,7 @@ class Links:
         while True:
             try:
                 await self._look()
-            except SwarmError as exc:
+            except (SwarmError, OSError) as exc:
                 log.debug("the connections could not be looked at: %s", exc)
             await asyncio.sleep(LOOK_S)
 
@@ -88,8 +88,7 @@ class Links:
         self._cut_removed(peers)
         endpoints = {name: site.endpoint for name, site in peers.items()}
         if endpoints != self._saved:
-            await asyncio.to_thread(self._addresses.save, endpoints)
-            self._saved = endpoints
+            await self._save(endpoints)
         wanted = []
         now = time.monotonic()
         for name, site in peers.items():
@@ -104,6 +103,14 @@ class Links:
                     wanted.append(f"{site.p2p_id}@127.0.0.1:{await self._tunnels.local_port(name)}")
         if wanted:
             await asyncio.to_thread(self._consensus.comet.dial, wanted)
+
+    async def _save(self, endpoints: dict[str, str]) -> None:
+        self._saved = endpoints
+        try:
+            await asyncio.to_thread(self._addresses.save, endpoints)
+        except OSError as exc:
+            path = self._addresses.path
+            log.warning("%s: the other sites' addresses could not be written: %s", path, exc.strerror or exc)
 
     def _is_due(self, site: SiteRecord, missing_since: float, now: float) -> bool:
         ours_to_dial = self._own_id < site.p2p_id or now - missing_since > _GRACE_S

@@ -77,6 +77,8 @@ class Recovery:
                     await self._follow(address)
                 except SwarmError as exc:
                     log.debug("%s was not asked for its epoch: %s", address, exc)
+                except OSError as exc:
+                    log.warning("the epoch of %s could not be written, trying again: %s", address, exc)
 
     async def _follow(self, address: str) -> None:
         async with self._client(address) as member:

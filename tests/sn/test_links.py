@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -195,3 +197,20 @@ async def test_an_address_that_has_changed_is_used_and_kept_for_the_next_start(s
     await here.look()
     assert here.links.address_of("high") == "new.test:443"
     assert here.peers.load() == {"high": "new.test:443"}
+
+
+async def test_a_full_disk_does_not_end_the_dialling(start, monkeypatch, caplog):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(links_file, "write", full)
+    monkeypatch.setattr(links_file, "LOOK_S", 0.01)
+    here = start(site("high", HIGH))
+    keeping = asyncio.create_task(here.links.keep())
+    async with asyncio.timeout(10):
+        while not here.consensus.dialled and not keeping.done():
+            await asyncio.sleep(0.01)
+    assert here.consensus.dialled
+    assert "peers.json: the other sites' addresses could not be written: No space left on device" in caplog.text
+    keeping.cancel()
+    await asyncio.wait([keeping])
