@@ -101,7 +101,8 @@ async def start(config: SnConfig, identity: Identity, turn: Turn | None = None) 
         turn.port = reception.port
         address = _address(config, reception.port)
         if shared is not None:
-            ledger = await stack.enter_async_context(shared.open(address, reception, sentinel=config.sentinel))
+            with _data_dir(data_dir):
+                ledger = await stack.enter_async_context(shared.open(address, reception, sentinel=config.sentinel))
         else:
             ledger = stack.enter_context(await _embedded(config, data_dir, identity, address))
         live = LiveLedger(ledger)
@@ -189,7 +190,7 @@ def _data_dir(path: Path) -> Iterator[None]:
     except OSError as exc:
         if isinstance(exc, SwarmError):
             raise
-        raise ConfigError(f"data_dir: {path}: {exc.strerror or exc}") from exc
+        raise ConfigError(f"data_dir: {exc.filename or path}: {exc.strerror or exc}") from exc
 
 
 def _address(config: SnConfig, port: int) -> str:

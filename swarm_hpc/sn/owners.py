@@ -13,10 +13,21 @@ class Owners:
     """The table in memory, and in a SQLite file before any change is answered. Thread-safe."""
 
     def __init__(self, file: Path) -> None:
-        """Open the file, or make it. `close` ends it."""
+        """Open the file, or make it. `close` ends it. BlobError names a file that cannot be used."""
         self._lock = threading.Lock()
-        # One connection for all threads: the lock serialises them.
-        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        self._rounds: dict[str, dict[str, int]] = {}
+        try:
+            # One connection for all threads: the lock serialises them.
+            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            try:
+                self._load()
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.Error as exc:
+            raise _failed(f"{file}: {exc}", exc) from exc
+
+    def _load(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(
@@ -24,7 +35,6 @@ class Owners:
         )
         self._db.execute("CREATE TABLE IF NOT EXISTS renamed (archive TEXT PRIMARY KEY)")
         self._renamed = {archive for (archive,) in self._db.execute("SELECT archive FROM renamed")}
-        self._rounds: dict[str, dict[str, int]] = {}
         for blob, contract, number in self._db.execute("SELECT blob, contract, round FROM owners"):
             self._rounds.setdefault(blob, {})[contract] = number
 
@@ -81,5 +91,13 @@ class Owners:
         try:
             self._db.execute(statement, values)
         except sqlite3.Error as exc:
-            full = getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-            raise (DiskFull if full else BlobError)(f"the owners of the blobs could not be written: {exc}") from exc
+            raise _failed(f"the owners of the blobs could not be written: {exc}", exc) from exc
+
+
+def _failed(text: str, exc: sqlite3.Error) -> BlobError:
+    code = getattr(exc, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFull(text)
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        text += "; restore it from a backup, or delete it: then all blobs that are here go, too"
+    return BlobError(text)

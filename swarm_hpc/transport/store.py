@@ -154,8 +154,11 @@ class BlobStore:
     def __init__(self, folder: Path, *, min_free_bytes: int = 0) -> None:
         self.folder = folder
         self._min_free_bytes = min_free_bytes
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+        except OSError as exc:
+            raise _failed(folder, exc) from exc
 
     def path(self, blob: str) -> Path:
         """The file that holds the blob; BlobNotFound."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from swarm_hpc.config import ConnectionConfig, LedgerConfig, LedgerKind, SnConfig
-from swarm_hpc.errors import ConfigError, LedgerError, PortInUse
+from swarm_hpc.errors import BlobError, ConfigError, LedgerError, PortInUse
 from swarm_hpc.records import CheckIn, NodeRecord, Platform, Progress, RoundState, encode
 from swarm_hpc.sn import node
 from swarm_hpc.sn.client import SnClient
@@ -202,6 +202,20 @@ def test_a_data_dir_that_cannot_be_made_is_named(sn_config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     sn_config.data_dir = str(tmp_path / "file" / "sn")
     with pytest.raises(ConfigError, match=r"data_dir: .*file/sn"):
+        node.run(sn_config)
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "kind", "error"),
+    [("blobs", LedgerKind.EMBEDDED, BlobError), ("blobs.db", LedgerKind.EMBEDDED, BlobError)]
+    + [("ledger", kind, ConfigError) for kind in LedgerKind],
+)
+def test_what_cannot_be_opened_in_the_data_dir_is_named(sn_config, in_the_way, kind, error):
+    file = Path(sn_config.data_dir) / in_the_way
+    file.parent.mkdir()
+    file.write_bytes(b"no such thing" * 1000)
+    sn_config.ledger, sn_config.sentinel = LedgerConfig(kind=kind), True
+    with pytest.raises(error, match=str(file)):
         node.run(sn_config)
 
 
