@@ -266,6 +266,7 @@ def test_certs_makes_a_network_that_fits_together(capsys, tmp_path):
         (["bundle", "alpha", "--out", "x", "--trust-domain", "t"], 2, "SITE=CA.pem"),
         (["show", "nowhere.pem"], 3, "nowhere.pem"),
         (["ca", "alpha", "beta", "--trust-domain", "t"], 2, "beta"),
+        (["ca", "alpha", "--trust-domain", "t", "--days", "0"], 2, "days: 0"),
         (["forge", "alpha"], 2, "forge"),
     ],
 )

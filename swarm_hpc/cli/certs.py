@@ -40,7 +40,8 @@ def _ca(options: argparse.Namespace) -> dict[str, Any]:
 
     site = options.words[0]
     folder = Path(options.out or f"pki/{site}")
-    file = ca.create_ca(site, _needed(options, "trust_domain"), folder, days=options.days or ca.CA_DAYS)
+    days = ca.CA_DAYS if options.days is None else options.days
+    file = ca.create_ca(site, _needed(options, "trust_domain"), folder, days=days)
     return {"ca": str(file), "key": str(folder / "ca-key.pem")}
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from swarm_hpc.durable import write
-from swarm_hpc.errors import CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
+from swarm_hpc.errors import CertificateExpired, CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
 from swarm_hpc.identity.bundle import (
     TRUST_DOMAIN,
     TrustBundle,
@@ -32,6 +32,7 @@ from swarm_hpc.records import LABEL, NodeName
 
 CA_DAYS: Final = 3650
 NODE_DAYS: Final = 365
+MAX_DAYS: Final = 36500
 _CLOCK_SKEW: Final = timedelta(minutes=5)
 
 
@@ -56,6 +57,7 @@ def create_ca(site: str, trust_domain: str, folder: Path, *, days: int = CA_DAYS
         raise ConfigError(f"site {site!r}: use letters, digits, '.', '_', '-', at most 63")
     if not TRUST_DOMAIN.fullmatch(trust_domain):
         raise ConfigError(f"trust domain {trust_domain!r}: use lower-case letters, digits, '.', '_', '-'")
+    _check_days(days)
     cert_path, key_path = folder / "ca.pem", folder / "ca-key.pem"
     for path in (cert_path, key_path):
         if path.exists():
@@ -93,8 +95,7 @@ def issue(
     A repeat makes a new pair in the place of the old one. WrongSite if the CA is another site's. `trust_domain` is
     needed only for a CA that was not made by `create_ca` and does not say its own.
     """
-    if days < 1:
-        raise ConfigError(f"days: {days} must be at least 1")
+    _check_days(days)
     ca, ca_key = _load_ca(ca_folder)
     domain, site = _speaks_for(ca)
     if site and site != name.site:
@@ -172,6 +173,11 @@ def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
         if not path.is_file():
             raise CertificateMissing(f"{path}: no such file; {remedy}")
     ca = certificates(_read(folder / "ca.pem"), str(folder / "ca.pem"))[0]
+    if ca.not_valid_after_utc <= datetime.now(UTC):
+        raise CertificateExpired(
+            f"{folder / 'ca.pem'}: the CA has expired on {ca.not_valid_after_utc:%Y-%m-%d}; make a new one with "
+            "`swarm-hpc certs ca SITE --out DIR`, and a bundle with it for all sites"
+        )
     try:
         key = load_pem_private_key(_read(folder / "ca-key.pem"), password=None)
     except (ValueError, TypeError) as exc:
@@ -181,6 +187,11 @@ def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise CertificateMissing(f"{folder / 'ca-key.pem'}: a CA key must be EC or RSA; {remedy}")
     return ca, key
+
+
+def _check_days(days: int) -> None:
+    if not 1 <= days <= MAX_DAYS:
+        raise ConfigError(f"days: {days} must be from 1 to {MAX_DAYS}")
 
 
 def _check_authority(ca: x509.Certificate, site: str, trust_domain: str, path: Path) -> None:

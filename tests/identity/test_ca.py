@@ -1,12 +1,14 @@
 """What `swarm-hpc certs` makes and shows."""
 
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
 
-from swarm_hpc.errors import CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
+from swarm_hpc.errors import CertificateExpired, CertificateMissing, CertificateUntrusted, ConfigError, WrongSite
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.identity.bundle import TrustBundle
 from swarm_hpc.records import NodeName
@@ -52,6 +54,23 @@ def test_a_certificate_does_not_outlive_its_ca(tmp_path):
     cert, _ = ca.issue(tmp_path / "ca", NODE, tmp_path, days=365)
     (row,) = ca.describe(cert)
     assert row.valid_to == ca.describe(tmp_path / "ca" / "ca.pem")[0].valid_to
+
+
+@pytest.mark.parametrize("days", [-5, 0, 10_000_000])
+def test_days_that_no_certificate_can_have_are_told(sites, tmp_path, days):
+    with pytest.raises(ConfigError, match=f"days: {days} must be from 1 to "):
+        ca.create_ca("alpha", "swarm.test", tmp_path / "ca", days=days)
+    assert not (tmp_path / "ca").exists()
+    with pytest.raises(ConfigError, match=f"days: {days} must be from 1 to "):
+        ca.issue(sites.folder / "alpha", NODE, tmp_path, days=days)
+
+
+def test_a_ca_that_has_expired_is_named_with_the_remedy(sites, tmp_path, monkeypatch):
+    ca.create_ca("alpha", "swarm.test", tmp_path / "ca", days=3)
+    later = datetime.now(UTC) + timedelta(days=4)
+    monkeypatch.setattr(ca, "datetime", SimpleNamespace(now=lambda _: later))
+    with pytest.raises(CertificateExpired, match=r"ca/ca\.pem: the CA has expired on .*; make a new one with"):
+        ca.issue(tmp_path / "ca", NODE, tmp_path)
 
 
 def test_describe_shows_names_and_site_of_a_certificate(sites):
