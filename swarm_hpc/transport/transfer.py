@@ -191,7 +191,7 @@ class _Download(_Transfer):
             self._sink.begin(size_bytes)
         elif self._size_bytes != size_bytes:
             raise BlobCorrupt(f"{self._line.address}: {self._what} changed its size while it was fetched")
-        elif answer.status == 200:  # something in between ignores ranges
+        if have and answer.status == 200:  # something in between ignores ranges
             self._sink.restart()
         return size_bytes
 

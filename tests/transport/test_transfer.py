@@ -181,6 +181,23 @@ async def test_a_second_node_goes_on_where_the_first_one_stopped(ends, store):
     assert second[RANGES] == [f"bytes={before}-"]
 
 
+async def test_a_second_node_that_sends_all_of_it_is_not_taken_to_go_on(ends, store):
+    """A proxy before it ignores ranges."""
+    store.put(DATA)
+    app = server.application()
+
+    async def whole(request):
+        return web.Response(body=DATA)
+
+    app.router.add_get("/v1/blobs/{blob}", whole)
+    await ends.serve(app)
+    sink = Pieces()
+    sink.room()[:] = DATA[:BLOCK_BYTES]
+    sink.took(BLOCK_BYTES)  # from the first node
+    with pytest.raises(NotReachable, match="from the start again"):
+        await ends.download(into=sink)
+
+
 @pytest.mark.parametrize("to", ["file", "memory", "sink"])
 async def test_a_download_goes_on_where_it_was_cut(ends, store, tmp_path, to):
     store.put(DATA)
