@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from swarm_hpc.config import LedgerKind, SnConfig
 from swarm_hpc.daemon import told_to_stop
-from swarm_hpc.errors import ConfigError, SwarmError
+from swarm_hpc.errors import ConfigError, ProtocolError, SwarmError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind
@@ -28,6 +28,7 @@ from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.server import SnApi
 from swarm_hpc.sn.shared import SharedLedger
+from swarm_hpc.transport.line import with_port
 from swarm_hpc.transport.server import application, listen
 
 log = logging.getLogger(__name__)
@@ -195,5 +196,7 @@ def _data_dir(path: Path) -> Iterator[None]:
 
 def _address(config: SnConfig, port: int) -> str:
     """host:port under which other nodes reach this SN."""
-    host, colon, advertised = (config.advertise or config.host).rpartition(":")
-    return f"{host}:{advertised}" if colon else f"{advertised}:{port}"
+    try:
+        return with_port(config.advertise or config.host, port)
+    except ProtocolError as exc:
+        raise ConfigError(f"{'advertise' if config.advertise else 'host'}: {exc}") from exc

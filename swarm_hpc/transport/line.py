@@ -32,6 +32,17 @@ def split_address(address: str) -> tuple[str, int]:
     return host, _HTTPS_PORT if port is None else port
 
 
+def with_port(address: str, port: int) -> str:
+    """The address of a node that listens on `port`, `host[:port]`, with its port; an IPv6 address may have no brackets.
+
+    ProtocolError if it is no address.
+    """
+    if address.count(":") > 1 and not address.startswith("["):
+        address = f"[{address}]"
+    split_address(address)
+    return address if urlsplit(f"//{address}").port is not None else f"{address}:{port}"
+
+
 class Line:
     """One connection at a time to one node. `cut` ends it from another thread, and every later one at once."""
 

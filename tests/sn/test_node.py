@@ -225,6 +225,9 @@ def test_what_cannot_be_opened_in_the_data_dir_is_named(sn_config, in_the_way, k
         ("", "127.0.0.1:0"),
         ("sn.alpha.example", "sn.alpha.example:{port}"),
         ("sn.alpha.example:443", "sn.alpha.example:443"),
+        ("[fd00::1]", "[fd00::1]:{port}"),
+        ("fd00::1", "[fd00::1]:{port}"),
+        ("[fd00::1]:443", "[fd00::1]:443"),
     ],
 )
 async def test_the_address_is_the_advertised_one(sn_config, consortium, advertise, address):
@@ -233,3 +236,18 @@ async def test_the_address_is_the_advertised_one(sn_config, consortium, advertis
         expected_host, _, expected_port = address.rpartition(":")
         assert host == expected_host
         assert port == expected_port or (expected_port != "443" and int(port) > 0)
+
+
+async def test_an_ipv6_address_is_one_that_others_can_use(sn_config, consortium):
+    async with (
+        node.start(replace(sn_config, host="::1"), consortium.identity("alpha/sn/sn")) as address,
+        client(consortium, "alpha/swci/admin", address) as swci,
+    ):
+        assert (await swci.status()).sites[0].endpoint == address
+
+
+@pytest.mark.parametrize("advertise", ["https://sn.alpha.example", "sn.alpha.example:port", "sn.alpha.example:99999"])
+async def test_what_nobody_could_connect_to_is_not_advertised(sn_config, consortium, advertise):
+    with pytest.raises(ConfigError, match=r"advertise: .*is no address"):
+        async with node.start(replace(sn_config, advertise=advertise), consortium.identity("alpha/sn/sn")):
+            pass
