@@ -37,36 +37,35 @@ class Recovery:
         self._restart = restart
         self._site = identity.name.site
         self._ours: Epoch | None = None
-        self._changing = asyncio.Lock()
+        self._entering = asyncio.Lock()
 
     async def approve(self, without: Sequence[str]) -> RecoveryStatus:
         """This site's operator agrees to go on without those sites. May be repeated, to ask how far it is.
 
         ConfigError while the ledger goes on, or one of them is connected, or the others have other blocks.
         """
-        async with self._changing:
-            proposal = await asyncio.to_thread(self._propose, without)
-            if self._ours is None or self._ours.id() != proposal.id():
-                self._ours = proposal.signed_by(self._site, self._consensus.keys)
-                log.warning("this site's operator agrees to go on without %s", ", ".join(proposal.without))
-            for answer in await asyncio.gather(*map(self._exchange, self._addresses(self._ours))):
-                if answer is not None and answer.id() == self._ours.id():
-                    self._ours = self._ours.with_approvals(answer.approvals)
-            if not self._ours.missing():
-                # First the others, while they still wait for it; who is not reached follows by itself.
-                await asyncio.gather(*map(self._exchange, self._addresses(self._ours)))
-                await self._enter((*self._consensus.epochs, self._ours))
-            return self._status(self._ours)
+        # Nothing is locked while others are asked: their operators may do the same now, and those SNs ask this one.
+        proposal = await asyncio.to_thread(self._propose, without)
+        if self._ours is None or self._ours.id() != proposal.id():
+            self._ours = proposal.signed_by(self._site, self._consensus.keys)
+            log.warning("this site's operator agrees to go on without %s", ", ".join(proposal.without))
+        for answer in await asyncio.gather(*map(self._exchange, self._addresses(self._ours))):
+            if answer is not None and answer.id() == self._ours.id():
+                self._ours = self._ours.with_approvals(answer.approvals)
+        if not self._ours.missing():
+            # First the others, while they still wait for it; who is not reached follows by itself.
+            await asyncio.gather(*map(self._exchange, self._addresses(self._ours)))
+            await self._enter((*self._consensus.epochs, self._ours))
+        return self._status(self._ours)
 
     async def hear(self, theirs: Epoch) -> Epoch | None:
         """Another site's proposal with the approvals so far; ours, if our operator has agreed to the same."""
-        async with self._changing:
-            if self._ours is None or self._ours.id() != theirs.id():
-                return None
-            self._ours = self._ours.with_approvals(theirs.approvals)
-            if not self._ours.missing():
-                await self._enter((*self._consensus.epochs, self._ours))
-            return self._ours
+        if self._ours is None or self._ours.id() != theirs.id():
+            return None
+        self._ours = self._ours.with_approvals(theirs.approvals)
+        if not self._ours.missing():
+            await self._enter((*self._consensus.epochs, self._ours))
+        return self._ours
 
     async def follow(self) -> NoReturn:
         """Look whether other members have gone on in a later epoch, as long as some are out of reach."""
@@ -129,9 +128,11 @@ class Recovery:
         return epochs.parse(found) if found is not None else None
 
     async def _enter(self, found: Sequence[Epoch]) -> None:
-        """Make the epochs ours; the SN starts again in the newest one."""
-        await asyncio.to_thread(self._write, found)
-        self._restart.set()
+        """Make the epochs ours, once; the SN starts again in the newest one."""
+        async with self._entering:
+            if not self._restart.is_set():
+                await asyncio.to_thread(self._write, found)
+                self._restart.set()
 
     def _write(self, found: Sequence[Epoch]) -> None:
         newest = found[-1]
