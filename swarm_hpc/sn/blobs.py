@@ -19,7 +19,7 @@ from typing import Final
 from aiohttp import web
 
 from swarm_hpc.config import TransferConfig
-from swarm_hpc.errors import BlobNotFound, NotAuthorized, NotFound, SwarmError
+from swarm_hpc.errors import BlobNotFound, NotAuthorized, NotFound, ProtocolError, SwarmError
 from swarm_hpc.kernels.plan import MAX_HEADER_BYTES
 from swarm_hpc.records import LABEL, Event, Kind, Merge, NodeName, Round, SiteRecord, TrainingContract
 from swarm_hpc.sn.ledger import Ledger
@@ -254,7 +254,8 @@ class ContractBlobs:
                     self._to_sweep.put_nowait(event.contract)
 
     async def _look_at(self, name: str) -> None:
-        with contextlib.suppress(NotFound):  # a reset, which comes next, has taken its name away
+        # A reset, which comes next, has taken its name away; or this version cannot read it.
+        with contextlib.suppress(NotFound, ProtocolError):
             self._remember(await self._live.read(_contract(name)))
 
     async def _rename(self, contract: str, archive: str) -> None:

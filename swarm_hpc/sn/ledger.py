@@ -7,6 +7,7 @@ refuse comes back as the exception they name. Tasks and taskrunners are in ledge
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import secrets
 import time
@@ -20,7 +21,7 @@ from eth_account.signers.local import LocalAccount
 from web3.providers.base import BaseProvider
 
 from swarm_hpc.config import LedgerConfig, LedgerKind
-from swarm_hpc.errors import ConfigError, LedgerError
+from swarm_hpc.errors import ConfigError, LedgerError, ProtocolError
 from swarm_hpc.records import (
     MAX_PEERS,
     CheckIn,
@@ -42,6 +43,8 @@ from swarm_hpc.sn.chain import Chain
 from swarm_hpc.sn.embedded import EmbeddedProvider
 from swarm_hpc.sn.journal import Journal
 from swarm_hpc.sn.ledger_tasks import TaskLedger
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "ledger.sqlite"
 KEY = "account.key"
@@ -85,6 +88,7 @@ class Ledger(TaskLedger):
         self.kind = kind
         """The provider's: embedded, geth."""
         self._counted = (0, 0)
+        self._unreadable: set[str] = set()
         if registry is None:
             registry = self._chain.first_contract()
         elif not self._chain.has_code(registry):
@@ -274,7 +278,7 @@ class Ledger(TaskLedger):
 
     def declared_contracts(self) -> tuple[DeclaredContract, ...]:
         """Declared names that no contract has, oldest first."""
-        taken = {one.spec.name for one in self.contracts()}
+        taken = set(self._contract_names())
         declared = [views.declared(one) for one in self._pages("declared_page")]
         return tuple(one for one in declared if one.name not in taken)
 
@@ -283,7 +287,7 @@ class Ledger(TaskLedger):
 
         ContractBusy, NotFound.
         """
-        taken = {one.spec.name for one in self.contracts()}
+        taken = set(self._contract_names())
         archive = next(one for one in (f"{name}.{at}" for at in itertools.count(1)) if one not in taken)
         views.label(archive, "name of the archived contract")
         what = f"resetting training contract {name}"
@@ -291,13 +295,28 @@ class Ledger(TaskLedger):
         return archive
 
     def contract(self, name: str) -> TrainingContract:
-        """The training contract; NotFound."""
-        return views.contract(self._chain.call("Training", "contract_view", name, what=f"training contract {name}"))
+        """The training contract; NotFound. ProtocolError: a site with a later version has created it."""
+        view = self._chain.call("Training", "contract_view", name, what=f"training contract {name}")
+        try:
+            return views.contract(view)
+        except (ProtocolError, ValueError) as exc:
+            raise ProtocolError(f"training contract {name}: this version cannot read it, update it: {exc}") from exc
 
     def contracts(self) -> tuple[TrainingContract, ...]:
-        """All training contracts, oldest first."""
+        """All training contracts, oldest first, but for those that this version cannot read: a warning names them."""
+        found = []
+        for name in self._contract_names():
+            try:
+                found.append(self.contract(name))
+            except ProtocolError as exc:
+                if name not in self._unreadable:
+                    self._unreadable.add(name)
+                    log.warning("%s", exc)
+        return tuple(found)
+
+    def _contract_names(self) -> list[str]:
         numbers = range(1, self._chain.call("Training", "num_contracts") + 1)
-        return tuple(self.contract(self._chain.call("Training", "contract_name", number)) for number in numbers)
+        return [self._chain.call("Training", "contract_name", number) for number in numbers]
 
     def join(self, contract: str, node: str, incarnation: int, platform: Platform, model: str) -> None:
         """Take part, for the first time or again. ContractMismatch, ModelMismatch, TrainingOver, Fenced."""

@@ -138,6 +138,25 @@ async def test_a_site_that_was_voted_out_reads_no_more_blobs(start_swarm, sn_con
             await (await swarm.client(name)).download(hash_bytes(data))
 
 
+@pytest.mark.parametrize(("platform", "merge"), [("jax", "mean"), ("pytorch", "median of=means")])
+async def test_a_contract_that_this_version_cannot_read_is_in_nobodys_way(
+    swarm_of, sn_config, monkeypatch, platform, merge
+) -> None:
+    """Of a site that runs a later version: the chain takes its platform and its merge as they are."""
+    ledgers = []
+    monkeypatch.setattr(live.LiveLedger, "__init__", _noting(live.LiveLedger.__init__, ledgers))
+    later = ("later", platform, merge, 2, 30, 60, bytes.fromhex(MODEL), "")
+    async with swarm_of(sn_config) as swarm:
+        await ledgers[0].write(lambda ledger: ledger._chain.send("Training", "create_contract", later, what="later"))
+        await swarm.joined("alpha/sl/one")
+    async with swarm_of(sn_config) as swarm:
+        client = await swarm.client("alpha/swci/admin")
+        assert [one.spec.name for one in await client.contracts()] == ["demo"]
+        assert [one.spec.name for one in (await client.status()).contracts] == ["demo"]
+        with pytest.raises(ProtocolError, match=r"training contract later: .*(jax|median)"):
+            await client.contract("later")
+
+
 @pytest.mark.slow
 async def test_blobs_that_keep_every_thread_busy_do_not_hold_up_the_ledger(swarm, monkeypatch) -> None:
     """A slow file system under the blobs, with more uploads than asyncio.to_thread has threads."""
