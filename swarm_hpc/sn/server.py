@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
-from swarm_hpc.errors import ContractMismatch, ModelMismatch, NotAuthorized, NotFound, ProtocolError
+from swarm_hpc.errors import ContractMismatch, ModelMismatch, NotAuthorized, NotFound, NotReachable, ProtocolError
 from swarm_hpc.records import (
     LABEL,
     CheckIn,
@@ -116,10 +116,14 @@ class SnApi:
         )
 
     async def get_status(self, request: web.Request) -> web.Response:
-        """The whole network."""
+        """The whole network; NotReachable says what is wrong where the ledger's programs do not run here."""
         allow(request, *READERS)
 
-        consensus = await self.shared.status() if self.shared is not None else None
+        consensus = None
+        if self.shared is not None:
+            fault, consensus = await self.shared.fault(), await self.shared.status()
+            if fault:  # to read the ledger would take longer than anybody waits
+                raise NotReachable(f"site {self.name.site}: {'; '.join(consensus.warnings) or fault}")
 
         def ask(ledger: Ledger) -> NetworkStatus:
             return NetworkStatus(

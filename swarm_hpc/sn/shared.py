@@ -43,6 +43,8 @@ _SYNC_LOOK_S: Final = 0.2
 _CONNECT_S: Final = 2.0
 _ALONE_S: Final = 10.0
 _FETCH_S: Final = 120.0
+_UP_S: Final = 15.0
+"""A start of the programs takes some seconds; a client of ours waits 30 s for its answer."""
 
 
 class SharedLedger:
@@ -178,6 +180,12 @@ class SharedLedger:
         assert self._consensus is not None
         assert self._links is not None
         return await asyncio.to_thread(consensus_status, self._consensus, self._links, self.folder, self.config)
+
+    async def fault(self) -> str:
+        """Why the ledger's programs do not run here; empty where they do, or are up again within _UP_S."""
+        assert self._consensus is not None
+        await asyncio.to_thread(self._consensus.await_running, _UP_S)
+        return self._consensus.fault()
 
     async def seen_votes(self, key: str) -> SeenVotes:
         """What was seen here of the votes made with that key."""

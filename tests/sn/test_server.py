@@ -16,13 +16,25 @@ from swarm_hpc.errors import (
     NotAuthorized,
     NotFound,
     NotLeader,
+    NotReachable,
     ProtocolError,
     RoundClaimed,
     RoundClosed,
     RoundError,
     TrainingOver,
 )
-from swarm_hpc.records import CheckIn, ContractState, FinishMode, Kind, Platform, Progress, RoundState
+from swarm_hpc.records import (
+    CheckIn,
+    ConsensusStatus,
+    ContractState,
+    FinishMode,
+    Kind,
+    Platform,
+    Progress,
+    RoundState,
+)
+from swarm_hpc.sn import node as sn_node
+from swarm_hpc.sn.server import SnApi
 from swarm_hpc.transport.client import ApiClient, expect_kind
 
 MODEL = "ab" * 32
@@ -266,3 +278,30 @@ async def test_requests_that_make_no_sense_name_what_is_wrong(swarm, new_spec) -
         for query in ({"wait_s": "nan"}, {"wait_s": "-1"}, {"after": "-1"}):
             with pytest.raises(ProtocolError):
                 await api.call("GET", "/v1/events", query=query)
+
+
+class Down:
+    """Of a SharedLedger whose programs do not run what a status asks."""
+
+    async def fault(self) -> str:
+        return "CometBFT ended"
+
+    async def status(self) -> ConsensusStatus:
+        return ConsensusStatus(
+            network="ab" * 32,
+            height=5,
+            last_block_age_s=60.0,
+            behind=0,
+            validators=(),
+            halted="",
+            warnings=("the ledger's programs do not run here: CometBFT ended", "/srv: 3 MiB are left on the disk"),
+        )
+
+
+async def test_a_status_says_why_the_ledgers_programs_do_not_run(start_swarm, monkeypatch) -> None:
+    monkeypatch.setattr(sn_node, "SnApi", lambda **given: SnApi(**given | {"shared": Down()}))
+    swarm = await start_swarm()
+    swarm.connection.connect_timeout_s = 0.1
+    admin = await swarm.client("alpha/swci/admin")
+    with pytest.raises(NotReachable, match=r"site alpha: the ledger's programs do not run.*; /srv: 3 MiB are left"):
+        await admin.status()
