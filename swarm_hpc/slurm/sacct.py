@@ -26,6 +26,7 @@ WORDS: Final = (
 # fmt: on
 """Asks for a line per run; sacct gives times as SLURM_TIME_FORMAT says."""
 _UNKNOWN: Final = frozenset({"", "None", "Unknown", "None assigned"})
+_BEGINNING: Final = re.compile(r"\n(?=\d+\|)")
 _CAUSES: Final = {"PREEMPTED": Cause.PREEMPTION, "NODE_FAIL": Cause.NODE_FAILURE, "REQUEUED": Cause.COMMAND}
 
 
@@ -57,7 +58,9 @@ class Run:
 
 def parse(text: str) -> dict[str, tuple[Run, ...]]:
     """The runs of each job, in order. ProtocolError where the text is not in the form that was asked for."""
-    runs = sorted((_run(line) for line in text.splitlines() if line.strip()), key=lambda one: (one.job, _age(one)))
+    # not by lines: a job's name may have several, and it is any user's on the cluster
+    records = _BEGINNING.split(text.removesuffix("\n"))
+    runs = sorted((_run(record) for record in records if record.strip()), key=lambda one: (one.job, _age(one)))
     return {job: tuple(group) for job, group in groupby(runs, key=lambda one: one.job)}
 
 

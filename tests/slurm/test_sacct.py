@@ -103,6 +103,12 @@ def test_jobs_are_kept_apart_and_a_name_may_hold_anything() -> None:
     assert [(job, runs[0].name) for job, runs in found.items()] == [("12", "swarm-digits"), ("13", "a|b")]
 
 
+def test_a_name_of_several_lines_takes_no_other_jobs_runs_away() -> None:
+    other = RUNNING.replace("12|RUN", "13|RUN").replace("swarm-digits", "two\nlines | 4\n")
+    found = parse("\n".join([other, RUNNING, ""]))
+    assert [(job, runs[0].name) for job, runs in found.items()] == [("12", "swarm-digits"), ("13", "two\nlines | 4\n")]
+
+
 @pytest.mark.parametrize("text", ["12|RUNNING", RUNNING.replace("6502", "soon"), RUNNING.replace("0:0", "none")])
 def test_other_output_is_an_error_that_shows_it(text: str) -> None:
     with pytest.raises(ProtocolError, match="sacct printed"):
