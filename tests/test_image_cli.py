@@ -49,6 +49,11 @@ def test_images_are_listed_for_people_and_for_machines(capsys, folder, sn):
     assert (row["name"], row["path"], row["digest"]) == ("sn", str(sn[0]), sn[1].digest)
 
 
+def test_an_image_is_listed_by_the_name_that_its_file_has(capsys, folder):
+    (folder / "mine[old].sif").write_bytes(b"")
+    assert run(capsys, "list")[1].splitlines()[2].split()[:2] == ["mine[old]", "SIF"]
+
+
 def test_an_empty_folder_says_how_images_are_made(capsys, folder):
     assert run(capsys, "list")[1] == f"no images in {folder}; `swarm-hpc image build all` makes them\n"
     assert json.loads(run(capsys, "list", "--json")[1]) == []

@@ -127,7 +127,10 @@ def settings_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def console() -> Console:
-    """Where results for people go; a pipe has no width, so nothing is cut short there."""
+    """Where results for people go; a pipe has no width, so nothing is cut short there.
+
+    It shows text as it stands: an address ([fd00::5]:30304) or what others have named may look like markup.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)

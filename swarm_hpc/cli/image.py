@@ -165,7 +165,7 @@ def _show(folder: Path, found: list[tuple[Image, Record | None]]) -> None:
     if not found:
         out.print(f"no images in {folder}; `swarm-hpc image build all` makes them", soft_wrap=True, highlight=False)
         return
-    out.print(str(folder), soft_wrap=True, highlight=False, markup=False)
+    out.print(str(folder), soft_wrap=True, highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("image", "kind", "size", "version", "commit", "built", "digest"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column == "image")

@@ -213,14 +213,13 @@ def _text(terms: LicenseTerms) -> str:
 
 
 def _show_status(status: LicenseStatus) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     out = console()
     if status.terms is not None:
-        out.print(f"{_text(status.terms)}\ntaken      {status.used}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{_text(status.terms)}\ntaken      {status.used}", highlight=False, soft_wrap=True)
     if text := status.problem or status.warning:
-        out.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+        out.print(text, style="yellow", highlight=False, soft_wrap=True)
     if not status.holders:
         return
     table = Table(box=None, pad_edge=False)
@@ -228,7 +227,7 @@ def _show_status(status: LicenseStatus) -> None:
         table.add_column(column, justify="right" if column == "seats" else "left")
     for one in status.holders:
         since = f"{one.since.astimezone(UTC):%Y-%m-%d %H:%M}"
-        table.add_row(escape(one.node), str(one.num_seats), since, f"{one.last_heard_s:.0f} s ago")
+        table.add_row(one.node, str(one.num_seats), since, f"{one.last_heard_s:.0f} s ago")
     out.print(table)
 
 

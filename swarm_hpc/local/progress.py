@@ -119,10 +119,10 @@ class ProgressView:
     def table(self, watched: Watched) -> Table:
         """One row per site; no row is ever folded, so that nothing jumps about."""
         title = f"{self._elapsed()}  {self._step}, round {watched.round}{_baselines(watched)}"
-        table = Table(title=title, title_justify="left", caption_justify="left", expand=True)
+        table = Table(title=escape(title), title_justify="left", caption_justify="left", expand=True)
         table.add_column("site", no_wrap=True)
         table.add_column("state", ratio=1)
-        for column in ("epoch", "loss", self._metric):
+        for column in ("epoch", "loss", escape(self._metric)):
             table.add_column(column, justify="right", no_wrap=True, min_width=5)
         for site in self._sites:
             name, state, *figures = self._row(site, watched)

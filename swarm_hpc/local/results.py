@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local.folder import RunFolder
@@ -81,7 +82,7 @@ def show(summary: Summary, console: Console) -> None:
     for column in ("alone", "in the swarm", "pooled data"):
         table.add_column(f"{column}\n{summary.metric}", justify="right")
     for one in summary.sites:
-        table.add_row(one.site, _figure(one.alone), f"[bold]{one.swarm:.3f}[/]", _figure(summary.pooled))
+        table.add_row(one.site, _figure(one.alone), Text(f"{one.swarm:.3f}", style="bold"), _figure(summary.pooled))
     console.print(table)
     ledger = summary.ledger
     console.print(

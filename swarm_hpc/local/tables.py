@@ -1,4 +1,7 @@
-"""Tables for people: what an SN says of its network, and what a verification found."""
+"""Tables for people: what an SN says of its network, and what a verification found.
+
+For a console that takes text as it stands (cli/command.py): sites and users have written some of it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from swarm_hpc.records import (
@@ -77,9 +79,9 @@ def show_consensus(consensus: ConsensusStatus, console: Console) -> None:
         highlight=False,
     )
     if consensus.halted:
-        console.print(f"HALTED: {consensus.halted}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"HALTED: {consensus.halted}", style="bold red", soft_wrap=True, highlight=False)
     for warning in consensus.warnings:
-        console.print(f"warning: {warning}", style="yellow", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True, highlight=False)
     total = sum(one.power for one in consensus.validators)
     table = _table("validators", "site", ">power", ">share", "connection", ">last seen")
     for one in consensus.validators:
@@ -143,8 +145,8 @@ def show_jobs(jobs: Sequence[Job], console: Console) -> None:
         used = f"{job.gpu_hours:.2f}{'' if job.has_all_gpu_hours else '*'}" if job.num_gpus else ""
         state = job.state if job.ended_s is None else f"{job.state} {_span(job.ended_s)} ago"
         spans = (_span(job.queued_s), _span(job.ran_s) if job.ran_s else "")
-        row = (job.id, job.name, job.user, state, job.why, *spans, used, str(job.num_restarts or ""), job.nodes)
-        table.add_row(*map(escape, row))
+        number = str(job.num_restarts or "")
+        table.add_row(job.id, job.name, job.user, state, job.why, *spans, used, number, job.nodes)
     console.print(table)
     if any(job.num_gpus and not job.has_all_gpu_hours for job in jobs):
         console.print("* since the latest start: there is no slurmdbd to tell of what went before", highlight=False)

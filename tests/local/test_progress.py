@@ -115,6 +115,14 @@ def test_a_terminal_shows_a_table_with_one_unfolded_row_per_site():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_terminal_shows_names_as_they_stand():
+    console = Console(file=io.StringIO(), width=100)
+    view = ProgressView(["alpha"], Path("run [old]"), metric="f1 [macro]", stream=io.StringIO(), clock=lambda: 0.0)
+    console.print(view.table(watched(node("alpha", waiting="trying [fd00::5]:30304 again"))))
+    text = console.file.getvalue()
+    assert all(part in text for part in ("f1 [macro]", "run [old]/logs", "trying [fd00::5]:30304 again"))
+
+
 def halted(look, *missing):
     sites = [ValidatorStatus(site=name, power=10, connected=name not in missing, last_seen_s=0) for name in "abcd"]
     consensus = ConsensusStatus(

@@ -2,11 +2,13 @@
 
 import io
 import json
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from swarm_hpc.cli.command import console
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local import results
 from swarm_hpc.local.results import Outcome, Summary
@@ -39,9 +41,9 @@ def summary(run_dir, *, alone=0.8, pooled=0.96, rounds=()):
 
 
 def shown(one):
-    console = Console(file=io.StringIO(), width=120)
-    results.show(one, console)
-    return console.file.getvalue()
+    with redirect_stdout(io.StringIO()) as out:
+        results.show(one, console())
+    return out.getvalue()
 
 
 def test_the_json_object_has_what_scripts_rely_on():
@@ -67,6 +69,13 @@ def test_the_table_names_sites_figures_folder_and_what_to_try_next():
     text = shown(summary(Path("/run")))
     for expected in ("alpha", "0.800", "0.950", "0.960", "/run", "swarm-hpc verify /run", "transfer=direct", "thyroid"):
         assert expected in text
+
+
+def test_names_and_folders_are_shown_as_they_stand():
+    text = shown(replace(summary(Path("/runs [old]/1")), metric="f1 [macro]", title="Digits [small]"))
+    assert all(
+        part in text for part in ("Digits [small]\n", " f1 [macro] ", "/runs [old]/1\n", "verify /runs [old]/1\n")
+    )
 
 
 def test_without_baselines_the_table_has_gaps_instead_of_figures():

@@ -1,10 +1,14 @@
 """Tables for people."""
 
 import io
+from contextlib import redirect_stdout
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from rich.console import Console
 
+from swarm_hpc.cli.command import console
+from swarm_hpc.identity.ca import CertificateRow
 from swarm_hpc.local import tables
 from swarm_hpc.local.verification import Verification
 from swarm_hpc.records import (
@@ -25,9 +29,9 @@ from tests.slurm.conftest import JOB
 
 
 def shown(show, value):
-    console = Console(file=io.StringIO(), width=200)
-    show(value, console)
-    return console.file.getvalue()
+    with redirect_stdout(io.StringIO()) as out:
+        show(value, console())
+    return out.getvalue()
 
 
 SITE = SiteRecord(
@@ -114,9 +118,11 @@ def test_a_site_without_power_or_that_was_never_seen_is_told_as_that():
 
 def test_a_halt_is_red_and_names_who_is_missing_and_warnings_are_yellow():
     found = consensus(halted="the ledger stands still: missing: beta", warnings=("[bold]the clock[/] differs",))
-    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system="standard")
-    tables.show_consensus(found, console)
-    text = console.file.getvalue()
+    terminal = Console(
+        file=io.StringIO(), width=40, force_terminal=True, color_system="standard", markup=False, emoji=False
+    )
+    tables.show_consensus(found, terminal)
+    text = terminal.file.getvalue()
     assert "\x1b[1;31mHALTED: the ledger stands still: missing: beta\x1b[0m" in text
     assert "\x1b[33mwarning: [bold]the clock[/] differs\x1b[0m" in text
 
@@ -151,3 +157,30 @@ def test_a_job_that_has_ended_says_how_and_when():
     text = shown(tables.show_jobs, [over])
     assert "FAILED 40 s ago" in text
     assert "exit code 3" in text
+
+
+def test_what_others_have_named_is_shown_as_it_stands():
+    asks = SiteApplication(site="beta", account="0x0", endpoint="[fe80::100:1]:30304", consensus_key="", p2p_id="")
+    text = shown(tables.show_sites, SiteList(sites=(replace(SITE, endpoint="[fd00::5]:30304"),), applications=(asks,)))
+    assert row_of(text, "alpha")[1] == "[fd00::5]:30304"
+    assert row_of(text, "beta")[1] == "[fe80::100:1]:30304"
+    assert "swarm-[/x] :100:" in shown(tables.show_jobs, [replace(JOB, name="swarm-[/x] :100:")])
+    finding = Finding(contract="digits", round=3, node="", reason="h.0.weight [float32] is missing")
+    for where in ("findings", "skipped"):
+        found = Verification(**{"rounds_checked": 1, "findings": (), "skipped": (), where: (finding,)})
+        assert finding.reason in shown(tables.show_verification, found)
+
+
+def test_a_certificate_of_any_name_is_shown():
+    at = datetime(2026, 1, 31, tzinfo=UTC)
+    row = CertificateRow(
+        subject="CN=[/x] GPU [lab]",
+        names=(),
+        site="",
+        issuer="CN=[ca]",
+        valid_from=at,
+        valid_to=at,
+        fingerprint="ab:100:cd",
+    )
+    text = shown(tables.show_certificates, [row])
+    assert all(part in text for part in ("CN=[/x] GPU [lab]\n", "CN=[ca]\n", "ab:100:cd"))
