@@ -59,7 +59,7 @@ def script(plan: JobPlan) -> str:
             _SCRATCH.format(folder=plan.scratch) if plan.scratch else "",
             _WARNED[plan.warned],
             _RUN.format(mpi=plan.mpi, command=plan.command, words=words),
-            'on_every_node rm -rf "$scratch"\n' if plan.scratch else "",
+            'on_every_node rm -rf "$scratch" || true  # the job ends as its tasks did\n' if plan.scratch else "",
             _COME_BACK.format(left_file=LEFT_FILE) if plan.warned is Warned.LEAVE else "",
             'exit "$status"\n',
         ]

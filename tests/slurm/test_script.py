@@ -17,6 +17,7 @@ from swarm_hpc.records import Platform
 from swarm_hpc.slurm.environment import Task
 from swarm_hpc.slurm.plan import PREFIX, plan_job, plan_sn, plan_task
 from swarm_hpc.slurm.script import script
+from tests.slurm.stand_ins import calls, put
 
 GOLDEN = Path(__file__).parents[2] / "sbatch"
 TASK = Task(job="12", rank=0, num_tasks=1)
@@ -167,6 +168,18 @@ def test_words_reach_the_tasks_as_they_were_typed() -> None:
 @pytest.mark.parametrize("changes", [{}, {"scratch": "/local", "modules": ["m"], "setup": ["true"], "warning_s": 9}])
 def test_bash_can_read_it(changes: dict[str, Any]) -> None:
     subprocess.run(["bash", "-n"], input=text("a=b", **changes), text=True, check=True)
+
+
+@pytest.mark.parametrize(("task", "requeued"), [("true", []), ('touch "$SWARM_LEFT_FILE"', ["requeue 12"])])
+def test_a_scratch_folder_that_cannot_be_removed_changes_nothing_about_the_job(
+    tmp_path: Path, task: str, requeued: list[str]
+) -> None:
+    put(tmp_path / "srun", f'case " $* " in *" rm "*) echo "rm: no" >&2; exit 1 ;; *" --task "*) {task} ;; esac')
+    scontrol = put(tmp_path / "scontrol", 'echo "$@" >>"$0.calls"')
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "1"}
+    made = text(scratch=str(tmp_path))
+    done = subprocess.run(["bash", "-c", made], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr, calls(scontrol)) == (0, "rm: no\n", requeued)
 
 
 @pytest.mark.parametrize(
