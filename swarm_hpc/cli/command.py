@@ -8,10 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from swarm_hpc.cli.settings import CONF, choices_of, groups_of
 from swarm_hpc.errors import ConfigError, SwarmError
+from swarm_hpc.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +91,7 @@ def exit_code(program: str, words: list[str], run: Callable[[list[str]], int]) -
 def _failed(program: str, exc: BaseException, text: str, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(exc)
-    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    print(printable(f"{program}: {' '.join(text.split())}"), file=sys.stderr)
     return code
 
 
@@ -132,5 +133,10 @@ def console() -> Console:
     It shows text as it stands: an address ([fd00::5]:30304) or what others have named may look like markup.
     """
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)
+    class Printable(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    return Printable(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)

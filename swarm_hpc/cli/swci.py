@@ -16,6 +16,7 @@ from swarm_hpc import __version__, logs
 from swarm_hpc.cli.command import Command, exit_code, settings_arguments
 from swarm_hpc.cli.settings import load
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.printable import printable
 
 if TYPE_CHECKING:
     from swarm_hpc.config import SwciConfig
@@ -112,13 +113,13 @@ def _run_one(config: SwciConfig, identity: Identity, text: str, *, as_json: bool
     from swarm_hpc.swci import node
 
     def tell(said: str, *, end: str = "\n") -> None:
-        print(said, end=end, flush=True, file=sys.stderr if as_json else sys.stdout)
+        print(printable(said), end=end, flush=True, file=sys.stderr if as_json else sys.stdout)
 
     result = asyncio.run(node.run_command(config, identity, text, tell))
     if as_json:
         print(json.dumps(result.as_json()))
     elif result.lines:
-        print("\n".join(result.lines))
+        print(printable("\n".join(result.lines)))
     return 0
 
 

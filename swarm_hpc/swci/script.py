@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from swarm_hpc.errors import SwarmError
+from swarm_hpc.printable import printable
 from swarm_hpc.swci import commands
 from swarm_hpc.swci.parser import is_comment
 from swarm_hpc.swci.session import Session
@@ -35,7 +36,7 @@ class Console:
 
     def tell(self, text: str, *, end: str = "\n") -> None:
         """Say something while a command works."""
-        print(text, end=end, file=self.out, flush=True)
+        print(printable(text), end=end, file=self.out, flush=True)
 
     async def carry_out(self, line: str) -> SwarmError | None:
         """Carry out one command and say what came of it; the error where it failed."""
@@ -76,7 +77,8 @@ async def run_lines(console: Console, lines: AsyncIterator[str], name: str, *, e
             console.tell(f"{console.prompt}{text}")
         error = await console.carry_out(text)
         if error is not None:
-            print(f"swci: {name} line {number}: {text}: {one_line(error)}", file=console.err, flush=True)
+            told = f"swci: {name} line {number}: {text}: {one_line(error)}"
+            print(printable(told), file=console.err, flush=True)
             if console.session.exit_on_failure:
                 console.session.is_over = True
                 return error.exit_code

@@ -184,3 +184,9 @@ def test_a_certificate_of_any_name_is_shown():
     )
     text = shown(tables.show_certificates, [row])
     assert all(part in text for part in ("CN=[/x] GPU [lab]\n", "CN=[ca]\n", "ab:100:cd"))
+
+
+def test_nothing_that_is_shown_steers_the_terminal():
+    text = shown(tables.show_jobs, [replace(JOB, name="swarm-\x1b[8m\x9b2Jé", user="a\rb")])
+    assert "swarm-\\x1b[8m\\x9b2Jé" in text and "a\\x0db" in text
+    assert text.isprintable() or {one for one in text if not one.isprintable()} == {"\n"}

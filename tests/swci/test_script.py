@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from swarm_hpc.records import TaskState, TaskType
 from swarm_hpc.swci.script import Console, each, run_lines
 
 MARKED = ["# begins\n", "\n", "list contexts\n", "  # indented\n"]
@@ -61,3 +62,19 @@ async def test_a_bug_in_a_command_is_an_error_and_not_the_end(console, desk, mon
     monkeypatch.setattr(desk.sn, "tasks", broken)
     assert await run(console, "list tasks", "pwd") == 1
     assert "ERROR ZeroDivisionError: oh (a bug" in console.out.getvalue()
+
+
+async def test_what_another_site_has_written_does_not_steer_the_terminal(console, desk) -> None:
+    await desk.sn.create_taskrunner("trainers")
+    desk.sn.enrol("trainers", "beta/swop/two", 1)
+    await desk.sn.create_task("build", TaskType.RUN_SWARM, "eve\x1b[2J", "ROOTTASK", "x")
+    await desk.sn.append_task_body("build", 1, ["\x1b]0;owned\x07a\tb\x9b8m"])
+    await desk.sn.finalize_task("build")
+    await desk.sn.assign("trainers", "build")
+    desk.sn.report("trainers", "beta/swop/two", TaskState.ERROR, "no room\x1b[8m")
+    lines = "list tasks", "get task body build", "get taskrunner peer status trainers 0", "wait for taskrunner trainers"
+    assert await run(console, *lines) == 1
+    out, err = console.out.getvalue(), console.err.getvalue()
+    assert all(part in out for part in ("eve\\x1b[2J", "\\x1b]0;owned\\x07a\tb\\x9b8m", "no room\\x1b[8m"))
+    assert err.endswith("beta/swop/two: no room\\x1b[8m\n")
+    assert {one for one in out + err if not one.isprintable()} == {"\n", "\t"}
