@@ -204,12 +204,18 @@ class Swci:
         if not self.assignTask(t, tr, peers):
             return []
         deadline = time.monotonic() + MAX_TASK_S
-        while (status := self.getTaskRunnerStatus(tr)) and not _is_done(status):
+        run = ""
+        while status := self.getTaskRunnerStatus(tr):
+            run = run or _fact(status, "RUN")
+            if _is_done(status) or _fact(status, "RUN") != run:
+                break
             if time.monotonic() > deadline:
                 return self._failed(TimedOut(f"{tr} has not ended task {t} within {MAX_TASK_S / 86400:g} days"))
             time.sleep(pollWaitInSec)
         if not status:
             return []
+        if _state(status) == "IDLE" or _fact(status, "RUN") != run:
+            return self._failed(SwarmError(f"task {t} was taken back by a reset of {tr}: {'; '.join(status)}"))
         if _state(status) == "ERROR":
             return self._failed(SwarmError(f"task {t} ended in ERROR at {tr}: {'; '.join(status)}"))
         if resetTROnSuccess and not self.resetTaskRunner(tr):
@@ -324,10 +330,14 @@ class Swci:
 
 
 def _state(status: Sequence[str]) -> str:
-    """What the line TASK_STATE of a taskrunner's status says."""
+    return _fact(status, "TASK_STATE")
+
+
+def _fact(status: Sequence[str], wanted: str) -> str:
+    """What the line of that name says in a taskrunner's status."""
     for line in status:
         name, colon, value = line.partition(":")
-        if colon and name.strip() == "TASK_STATE":
+        if colon and name.strip() == wanted:
             return value.strip()
     return ""
 

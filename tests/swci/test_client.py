@@ -138,6 +138,31 @@ async def test_hpes_class_registers_and_executes_a_task(hpe, web, tmp_path) -> N
     await asyncio.to_thread(script)
 
 
+@pytest.mark.parametrize("is_assigned_anew", [False, True])
+async def test_a_task_that_somebody_takes_back_was_not_executed(hpe, web, is_assigned_anew) -> None:  # noqa: F811
+    web.sn.enrol(DEFAULT_RUNNER, "alpha/swop/one")
+    (web.folder / "build.yaml").write_text(BUILD_TASK)
+    loop = asyncio.get_running_loop()
+
+    def script() -> None:
+        assert hpe.createTaskFrom("build.yaml") and hpe.finalizeTask("build")
+        loop.call_soon_threadsafe(loop.create_task, take_back())
+        assert hpe.executeTask("build", pollWaitInSec=0.01) == []
+        assert "task build was taken back" in hpe.getErrors()[0]
+
+    async def take_back() -> None:
+        while web.sn.calls.count("taskrunner") < 3:
+            await asyncio.sleep(0)
+        await web.sn.reset_taskrunner(DEFAULT_RUNNER)
+        if is_assigned_anew:
+            await web.sn.assign(DEFAULT_RUNNER, "build")
+            web.sn.report(DEFAULT_RUNNER, "alpha/swop/one", TaskState.COMPLETE)
+
+    await asyncio.to_thread(script)
+    anew = TaskState.COMPLETE if is_assigned_anew else TaskState.IDLE
+    assert (await web.sn.taskrunner(DEFAULT_RUNNER)).state is anew, "the other's run is not reset"
+
+
 async def test_hpes_class_returns_nothing_on_an_error_and_keeps_it(hpe, web) -> None:  # noqa: F811
     web.sn.enrol(DEFAULT_RUNNER, "alpha/swop/one")
 
