@@ -21,6 +21,8 @@ SEPARATOR: Final = "\x1f"
 FORMAT: Final = ",".join(f"{name}:{SEPARATOR}" for name in FIELDS)
 """For squeue --Format."""
 _UNKNOWN: Final = frozenset({"", "N/A", "n/a", "NONE", "Unknown", "(null)", "INVALID"})
+_END: Final = re.compile(rf"{SEPARATOR}(?:\n(?=\d+{SEPARATOR}[A-Z_]+{SEPARATOR})|\n?\Z)")
+"""Of a job, before another one's ID and state, or the end."""
 _SPAN: Final = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _NO_VALUE: Final = 2**32 - 2
 _LOST_STEP: Final = "-2"
@@ -30,7 +32,7 @@ _LOST_STEP: Final = "-2"
 def parse(text: str, now: float) -> tuple[Job, ...]:
     """The jobs, with times as seconds. ProtocolError where the text is not in the form that was asked for."""
     # not by lines: a job's name may have several, and it is any user's on the cluster
-    return tuple(_job(record, now) for record in re.split(f"{SEPARATOR}(?:\n|$)", text) if record.strip())
+    return tuple(_job(record, now) for record in _END.split(text) if record.strip())
 
 
 def _job(line: str, now: float) -> Job:

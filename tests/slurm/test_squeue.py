@@ -113,9 +113,11 @@ def test_a_name_may_hold_anything() -> None:
     assert one(PENDING.replace("|swarm-digits|", "|a|b |c|")).name == SEPARATOR.join(("a", "b ", "c"))
 
 
-def test_a_name_of_two_lines_does_not_hide_the_other_jobs() -> None:
-    odd = PENDING.replace("|swarm-digits|", "|theirs\nand more\x0c|")
-    assert [job.name for job in parse(line_of(f"{odd}\n{RUNNING}\n"), NOW)] == ["theirs\nand more", "swarm-digits"]
+@pytest.mark.parametrize("name", ["theirs\nand more\x0c", "\ntheirs", "\n\n", "theirs|\n|5|\n5"])
+def test_a_name_of_two_lines_does_not_hide_the_other_jobs(name: str) -> None:
+    odd = PENDING.replace("|swarm-digits|", f"|{name}|")
+    names = [job.name for job in parse(line_of(f"{odd}\n{RUNNING}\n"), NOW)]
+    assert names == [line_of(name).strip(), "swarm-digits"]
 
 
 @pytest.mark.parametrize(
