@@ -305,6 +305,8 @@ class ContainerConfig:
     binds: list[str] = field(default_factory=list)
     """Further folders and files that the ML program sees, as SOURCE, SOURCE:TARGET or SOURCE:TARGET:rw; read-only
     without rw."""
+    bind_named: bool = True
+    """The ML program sees the folders of the files that its command line names, too; one of SWOP's tasks never does."""
     public_key: str = ""
     """PEM file: only images that are signed with its private key are started; empty: any."""
     apptainer: str = ""

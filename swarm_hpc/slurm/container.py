@@ -246,7 +246,7 @@ def contain(config: SlConfig, image: Image, host: Host, tmp: Path) -> SlConfig:
 
 def program_container(program: ProgramConfig, config: ContainerConfig, image: Image, tmp: Path) -> Container:
     """An ML program's: it sees its working directory, DATA_DIR and SCRATCH_DIR, the folders of the files that its
-    command line names, and container.binds. ConfigError: one of those is not there."""
+    command line names (container.bind_named), and container.binds. ConfigError: one of those is not there."""
     cwd = Path(program.cwd).absolute()
     wanted = [Bind(str(cwd), writable=True)]
     for name, writable in (("SCRATCH_DIR", True), ("DATA_DIR", False)):
@@ -256,7 +256,7 @@ def program_container(program: ProgramConfig, config: ContainerConfig, image: Im
                 wanted.append(Bind(str(found), writable=writable))
             else:
                 log.warning("%s: there is no %s; the program will not find it in its container", name, found)
-    named = (Path(word) for word in program.command if word.startswith("/"))
+    named = (Path(word) for word in program.command if config.bind_named and word.startswith("/"))
     wanted += [Bind(str(path.parent)) for path in named if path.is_file() and path.parent != Path("/")]
     wanted += [parse_bind(text) for text in config.binds]
     own = {name: value for name, value in program.env.items() if name in _ENV}

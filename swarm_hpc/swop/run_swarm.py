@@ -90,12 +90,15 @@ def program(
 
 
 def container(config: ContainerConfig, image: str, seen: Sequence[Seen]) -> ContainerConfig:
-    """The container that the program runs in; the same where it is in none."""
+    """The container that the program runs in; the same where it is in none.
+
+    Paths in the task's words are the container's: a file of the site that has the same one is not shown for it.
+    """
     if config.kind is ContainerKind.NONE:
         return config
     outermost_first = reversed(seen)
     binds = [f"{one.source}:{one.target}{':rw' if one.writable else ''}" for one in outermost_first]
-    return replace(config, image=image or config.image, binds=[*config.binds, *binds])
+    return replace(config, image=image or config.image, binds=[*config.binds, *binds], bind_named=False)
 
 
 def make_mount_points(seen: Sequence[Seen]) -> None:

@@ -21,6 +21,7 @@ pwd
 cat value
 echo
 touch result && echo private data is writable
+[ -e /bin/ls ] || echo its programs are those of the image
 touch model/x 2>&1 || echo shared content is not
 echo "$DATA_DIR"
 exit 3
@@ -67,5 +68,6 @@ async def test_a_program_sees_hpes_paths_in_its_container(site: Site, project: P
     assert said[0].endswith("exit code 1: its program ended with exit code 3: app-data"), log_of(config)
     told = said[said.index("/tmp/test") :]
     assert told[1:3] == ["1.0", "private data is writable"], log_of(config)
+    assert "its programs are those of the image" in told
     assert told[-2:] == ["shared content is not", "app-data"]
     assert (project.data(0) / "result").exists()

@@ -8,6 +8,8 @@ import pytest
 
 from swarm_hpc.config import ContainerConfig, ContainerKind, IdentityConfig, RoundConfig
 from swarm_hpc.errors import ConfigError
+from swarm_hpc.slurm.container import program_container
+from swarm_hpc.slurm.images import Image
 from swarm_hpc.swop import run_swarm
 from swarm_hpc.swop.profile import IdentityKind, NodeDefinition, Place, Profile, read_profile
 from swarm_hpc.tasks.file import Mount, RunSwarm
@@ -62,6 +64,20 @@ def test_in_a_container_words_stay_and_paths_are_bound(project: Project, profile
     made = run_swarm.container(ContainerConfig(kind=APPTAINER), "user-env", seen)
     assert made.image == "user-env"
     assert made.binds == [f"{project.data(0)}:/tmp/test:rw", f"{project.folder}/model:/tmp/test/model"]
+
+
+def test_a_program_sees_no_file_of_the_site_because_its_command_names_it(
+    project: Project, profile: Profile, tmp_path: Path
+) -> None:
+    secret = tmp_path / "home" / "key.pem"
+    secret.parent.mkdir()
+    secret.touch()
+    one = body(project, command=f"model/train.py --data {secret}")
+    seen = run_swarm.seen_paths(one, profile.nodes[0], tmp_path)
+    program = run_swarm.program(one, profile, profile.nodes[0], seen, APPTAINER, tmp_path / "slot")
+    made = run_swarm.container(ContainerConfig(kind=APPTAINER), "user-env", seen)
+    binds = program_container(program, made, Image("user-env", Path("/i.sif"), False), tmp_path / "tmp").binds
+    assert [bind.source for bind in binds] == [str(tmp_path / "slot"), *(str(one.source) for one in reversed(seen))]
 
 
 def test_a_path_inside_another_one_has_a_place_there(project: Project, profile: Profile, tmp_path: Path) -> None:
