@@ -61,6 +61,8 @@ _ENV: Final = {
     "NUMBA_CACHE_DIR": f"{_CACHE}/numba",
     "MPLCONFIGDIR": f"{_CACHE}/matplotlib",
 }
+_IMAGES: Final = frozenset(("/", "/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"))
+"""Folders that the image has itself: /bin/sh and the like are those in there."""
 # Each container has a user namespace of its own: MPICH must not reach into the memory of a rank in another one.
 _MPI_ENV: Final = {"MPIR_CVAR_CH4_CMA_ENABLE": "0", "UCX_POSIX_USE_PROC_LINK": "n"}
 # SIGUSR2, which Slurm gives to all processes of a step, is for SL; Apptainer hands it on, undoing that it was ignored.
@@ -257,7 +259,7 @@ def program_container(program: ProgramConfig, config: ContainerConfig, image: Im
             else:
                 log.warning("%s: there is no %s; the program will not find it in its container", name, found)
     named = (Path(word) for word in program.command if config.bind_named and word.startswith("/"))
-    wanted += [Bind(str(path.parent)) for path in named if path.is_file() and path.parent != Path("/")]
+    wanted += [Bind(str(path.parent)) for path in named if path.is_file() and str(path.parent) not in _IMAGES]
     wanted += [parse_bind(text) for text in config.binds]
     own = {name: value for name, value in program.env.items() if name in _ENV}
     _make_mount_points(tmp / "tmp", wanted)

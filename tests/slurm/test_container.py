@@ -121,6 +121,14 @@ def test_folders_outside_of_the_working_directory_are_bound_by_themselves(config
     )
 
 
+def test_a_program_that_every_system_has_is_that_of_the_image(config: SlConfig, tmp_path: Path) -> None:
+    cwd = tmp_path / "scratch"
+    command = ["/usr/bin/env", "/bin/sh", "-c", "true", str(tmp_path / "code" / "train.py")]
+    program = replace(config.program, command=command, cwd=str(cwd), env={})
+    made = container.program_container(program, ContainerConfig(), Image("ml", Path("/ml.sif"), False), tmp_path / "t")
+    assert made.binds == (Bind(str(cwd), writable=True), Bind(str(tmp_path / "code")))
+
+
 def test_a_cache_that_the_program_names_itself_stays_where_it_is(config: SlConfig, tmp_path: Path) -> None:
     config.program.env["HF_HOME"] = "/models"
     made = container.program_container(
