@@ -45,6 +45,9 @@ CHANNEL: Final = "{channel}"
 STATE: Final = "{state}"
 """SL knows these folders when it starts the program (ProgramConfig.launcher)."""
 
+OWN: Final = "SWARM_"
+"""Variables with such names are SL's to set: where its socket is, which rank this is."""
+
 _HOME: Final = "/home/swarm"
 _CACHE: Final = f"{_HOME}/.cache"
 # What is the host's and would lead to nowhere, and caches where a read-only root has no room for them.
@@ -241,7 +244,7 @@ def contain(config: SlConfig, image: Image, host: Host, tmp: Path) -> SlConfig:
     launcher = [*command_line(host, container), *_UNTOUCHED]
     return replace(
         config,
-        program=replace(config.program, launcher=launcher),
+        program=replace(config.program, launcher=launcher, env=_inside(config.program.env)),
         job=replace(config.job, image=digest_of(image)),
     )
 
@@ -326,6 +329,12 @@ def _make_mount_points(tmp: Path, binds: Iterable[Bind]) -> None:
 def _keys(identity: IdentityConfig) -> list[Bind]:
     """Each file by itself: what else lies beside it is none of the node's business."""
     return [Bind(_absolute(file)) for file in (identity.cert, identity.key, identity.bundle)]
+
+
+def _inside(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are set in a container, and mean nothing to Apptainer and what else runs before the program:
+    APPTAINER_BIND and LD_PRELOAD would lead out of it."""
+    return {name if name.startswith(OWN) else f"APPTAINERENV_{name}": value for name, value in env.items()}
 
 
 def _variable(name: str, value: str) -> str:

@@ -22,13 +22,11 @@ from typing import Final
 
 from swarm_hpc.errors import ProgramFailed
 from swarm_hpc.processes import POLL_S, Process, stop
-from swarm_hpc.slurm.container import CHANNEL, STATE
+from swarm_hpc.slurm.container import CHANNEL, OWN, STATE
 from swarm_hpc.sockets import address_of
 
 MODULE: Final = "swarm_hpc.slurm.outside"
 _SOCKET: Final = "outside.sock"
-_PASSED: Final = "SWARM_"
-"""Variables with such names are SL's to set: where its socket is, which rank this is."""
 _TERM: Final = b"T"
 _MAX_REQUEST_BYTES: Final = 1 << 20
 _CONNECT_S: Final = 10.0
@@ -201,7 +199,7 @@ def main(words: Sequence[str]) -> int:
     Words: SOCKET CHANNEL STATE, and the program's own, which the host knows.
     """
     path, channel, state = words[:3]
-    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
+    env = {name: value for name, value in os.environ.items() if name.startswith(OWN)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             with address_of(Path(path)) as address:

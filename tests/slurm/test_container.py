@@ -121,6 +121,18 @@ def test_folders_outside_of_the_working_directory_are_bound_by_themselves(config
     )
 
 
+def test_variables_of_a_program_are_those_in_its_container(config: SlConfig, image: Image, tmp_path: Path) -> None:
+    config.program.env |= {"APPTAINER_BIND": "/home", "LD_PRELOAD": "/x.so", "SWARM_RANK": "1"}
+    env = container.contain(config, image, HOST, tmp_path / "tmp").program.env
+    assert env == {
+        "APPTAINERENV_DATA_DIR": str(tmp_path / "data"),
+        "APPTAINERENV_SCRATCH_DIR": str(tmp_path),
+        "APPTAINERENV_APPTAINER_BIND": "/home",
+        "APPTAINERENV_LD_PRELOAD": "/x.so",
+        "SWARM_RANK": "1",
+    }
+
+
 def test_a_program_that_every_system_has_is_that_of_the_image(config: SlConfig, tmp_path: Path) -> None:
     cwd = tmp_path / "scratch"
     command = ["/usr/bin/env", "/bin/sh", "-c", "true", str(tmp_path / "code" / "train.py")]

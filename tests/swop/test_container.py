@@ -22,6 +22,8 @@ cat value
 echo
 touch result && echo private data is writable
 [ -e /bin/ls ] || echo its programs are those of the image
+cat /mnt/key.pem 2>/dev/null || echo no other file of the site is there
+echo "$APPTAINER_BIND"
 touch model/x 2>&1 || echo shared content is not
 echo "$DATA_DIR"
 exit 3
@@ -55,7 +57,11 @@ def config(site: Site, project: Project, apptainer: Path) -> Iterator[SwopConfig
 async def test_a_program_sees_hpes_paths_in_its_container(site: Site, project: Project, config: SwopConfig) -> None:
     ada = await site.operator()
     replaced = {"model/train.py": "model/say.sh", "python3": "sh"}
+    secret = project.folder / "home"
+    secret.mkdir()
+    (secret / "key.pem").write_text("secret\n")
     body = project.body(data="app-data")
+    body[3] = f"Envvars: ['DATA_DIR': app-data, 'APPTAINER_BIND': '{secret}:/mnt']"
     for old, new in replaced.items():
         body = [line.replace(old, new) for line in body]
     await make_task(ada, "train", body)
@@ -69,5 +75,6 @@ async def test_a_program_sees_hpes_paths_in_its_container(site: Site, project: P
     told = said[said.index("/tmp/test") :]
     assert told[1:3] == ["1.0", "private data is writable"], log_of(config)
     assert "its programs are those of the image" in told
+    assert told[4:6] == ["no other file of the site is there", f"{secret}:/mnt"]
     assert told[-2:] == ["shared content is not", "app-data"]
     assert (project.data(0) / "result").exists()
