@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,10 @@ from typing import Any, Final
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from swarm_hpc.errors import JobRefused, SlurmMissing
+from swarm_hpc.errors import ConfigError, JobRefused, SlurmMissing
 from swarm_hpc.slurm.command import COMMAND_S, is_silent
+
+log = logging.getLogger(__name__)
 
 _TIMED_OUT: Final = 124
 """Exit code of `timeout`."""
@@ -24,6 +27,8 @@ class _ScriptExecutor(SlurmExecutor):
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(folder)
         self._text = text
+        self.taken = ""
+        """ID of the job, as soon as Slurm has it."""
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return self._text
@@ -32,11 +37,16 @@ class _ScriptExecutor(SlurmExecutor):
         # submitit waits for sbatch without end
         return ["timeout", f"{COMMAND_S:g}", *super()._make_submission_command(submission_file_path)]
 
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # type: ignore[override]
+        self.taken = str(super()._get_job_id_from_submission_command(string))
+        return self.taken
+
 
 def submit(text: str, folder: Path) -> str:
     """Hand a script to Slurm; the job's ID. The script is kept in `folder` as ID_submission.sh.
 
-    SlurmMissing: there is no Slurm, or it does not answer. JobRefused: it does not want the job.
+    SlurmMissing: there is no Slurm, or it does not answer. JobRefused: it does not want the job. ConfigError: nothing
+    can be written in the folder.
     """
     try:
         executor = _ScriptExecutor(folder, text)
@@ -50,6 +60,11 @@ def submit(text: str, folder: Path) -> str:
         if is_silent(said):
             raise SlurmMissing(f"Slurm does not answer: {said}") from exc
         raise JobRefused(f"Slurm does not take the job: {said}") from exc
+    except OSError as exc:
+        if not executor.taken:
+            raise ConfigError(f"{folder}: the job's script cannot be written there ({exc.strerror})") from exc
+        log.warning("job %s: its script is not kept in %s (%s)", executor.taken, folder, exc.strerror)
+        return executor.taken
     return str(job.job_id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from swarm_hpc import cli
 from tests.lab.slurm import Cluster
+from tests.slurm.stand_ins import calls, put
 
 PROFILE = {
     "defaults": ["generic", "_self_"],
@@ -116,6 +118,29 @@ def test_without_slurm_it_says_so(
     code, out, err = submit(capsys, profiles)
     assert (code, out) == (4, "")
     assert "there is no Slurm on this host" in err
+
+
+def test_a_run_dir_that_takes_no_script_is_named(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Path("bin/srun"), "")
+    sbatch = put(Path("bin/sbatch"), 'echo "$@" >>"$0.calls"')
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    code, out, err = submit(capsys, profiles, "site.run_dir=/proc/self")
+    assert (code, out, err.count("\n"), calls(sbatch)) == (2, "", 1, [])
+    assert "/proc/self: the job's script cannot be written there" in err
+
+
+def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Path("bin/srun"), "")
+    put(Path("bin/sbatch"), "echo Submitted batch job 12")
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    Path("runs/12_submission.sh").mkdir(parents=True)  # or a file system without links, or a quota that is used up
+    code, out, err = submit(capsys, profiles)
+    assert (code, out) == (0, "12\n")
+    assert "job 12: its script is not kept" in err
 
 
 def test_a_process_outside_of_a_job_is_no_task(
