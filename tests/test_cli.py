@@ -278,6 +278,26 @@ def test_certs_says_what_is_missing(capsys, tmp_path, monkeypatch, words, code, 
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ca", "beta", "--trust-domain", "t", "--out", "file"], "--out: file: File exists"),
+        (["issue", "alpha/sn/sn", "--ca", "pki", "--out", "file"], "--out: file: File exists"),
+        (["bundle", "alpha=pki/ca.pem", "--trust-domain", "t", "--out", "pki"], "--out: pki: Is a directory"),
+        (["bundle", "alpha=pki/ca.pem", "--trust-domain", "t", "--out", "file/b.json"], "--out: file/b.json: "),
+        (["ca", "beta", "--trust-domain", "t", "--days", "9999999"], "--days: 9999999 is too many"),
+        (["issue", "alpha/sn/sn", "--ca", "pki", "--days", "9999999"], "--days: 9999999 is too many"),
+    ],
+)
+def test_certs_says_what_cannot_be_written(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert run(capsys, "certs", "ca", "alpha", "--trust-domain", "t", "--out", "pki")[0] == 0
+    code, out, err = run(capsys, "certs", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
 def test_verify_and_status_say_what_they_need(capsys, tmp_path):
     assert "RUN_DIR" in run(capsys, "verify")[2]
     code, _, err = run(capsys, "verify", str(tmp_path))

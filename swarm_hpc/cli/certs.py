@@ -27,7 +27,12 @@ def _run(options: argparse.Namespace) -> int:
     logs.start("certs", options.log_level)
     if len(options.words) > 1 and options.verb != "bundle":
         raise ConfigError(f"{options.words[1]}: swarm-hpc certs {options.verb} takes one name")
-    made = VERBS[options.verb](options)
+    try:
+        made = VERBS[options.verb](options)
+    except OSError as exc:
+        raise ConfigError(f"--out: {options.out or exc.filename}: {exc.strerror}") from exc
+    except OverflowError as exc:
+        raise ConfigError(f"--days: {options.days} is too many") from exc
     if options.json:
         print(json.dumps(made, default=str))
     elif options.verb != "show":
