@@ -88,6 +88,14 @@ def test_a_signature_is_verified_with_the_key(capsys, sn, tmp_path):
     assert (code, err.count("\n")) == (3, 1)
 
 
+@pytest.mark.parametrize("taken", ["/proc/x", "/proc/self", "cache/images/sn.sif"])
+def test_a_folder_that_takes_no_image_is_named(capsys, sn, tmp_path, taken):
+    apptainer = put(tmp_path / "apptainer", APPTAINER)
+    code, out, err = run(capsys, "build", "base", f"apptainer={apptainer}", f"image_dir={taken}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"image_dir: {tmp_path / taken} cannot be written to (" in err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [

@@ -229,8 +229,12 @@ class Builder:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One build at a time: what an earlier, killed one has left is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / ".lock").open("w")
+        except OSError as exc:
+            raise ConfigError(f"image_dir: {self.folder} cannot be written to ({exc.strerror})") from exc
+        with file:
             self._take(file.fileno())
             for left in self.folder.glob(f"{_BUILDING}*"):
                 shutil.rmtree(left, ignore_errors=True)
