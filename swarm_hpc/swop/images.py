@@ -26,10 +26,13 @@ _END_S: Final = 10.0
 
 
 def image_name(outcome: str) -> str:
-    """What the image of that name in a registry is called in the site's folder: `team/env:2.3` is team+env@2.3."""
+    """What the image of that name in a registry is called in the site's folder: `team/env:2.3` is team+env@2.3.
+
+    Without the ending of its file, which find_image() takes for a path.
+    """
     if not REFERENCE.fullmatch(outcome) or ".." in outcome or len(outcome) > 160:
         raise ConfigError(f"Outcome: {outcome!r} is no name of an image: write NAME, or REPO/NAME:TAG")
-    return outcome.replace("/", "+").replace(":", "@")
+    return outcome.replace("/", "+").replace(":", "@").removesuffix(".sif")
 
 
 def make_container(body: MakeUserContainer, outcome: str, places: Places, say: Say) -> str:

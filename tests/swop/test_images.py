@@ -78,6 +78,14 @@ def test_an_image_of_a_task_can_be_built_upon(site):
     assert len(site.builds()) == 2
 
 
+def test_an_outcome_may_have_the_ending_that_its_file_has(site):
+    site.build(outcome="user-env.sif")
+    assert find_image(image_name("user-env.sif"), site.images).path == site.images / "user-env.sif"
+    site.build("FROM user-env.sif", outcome="env2", registries=())
+    with pytest.raises(ConfigError, match="image of swarm-hpc itself"):
+        site.build(outcome="sl-keras.sif")
+
+
 def test_the_files_of_the_context_and_the_proxies_are_bound(site):
     with pytest.raises(ConfigError, match="there is no volume"):
         site.build(context="lib")
