@@ -117,7 +117,7 @@ def plan_job(site: SiteConfig, *, name: str, log: str, words: Sequence[str] | No
 
 
 def time_limit_s(text: str) -> int | None:
-    """A time limit in Slurm's notation; None where it is none."""
+    """A time limit in Slurm's notation; None where it is none, as 0 is."""
     found = _LIMIT.fullmatch(text.strip())
     if not found:
         return None
@@ -125,7 +125,7 @@ def time_limit_s(text: str) -> int | None:
     if not found[1]:
         # a number alone is minutes
         hours, minutes, seconds = clock if found[6] else (0, clock[2], 0)
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 def plan_sn() -> JobPlan:

@@ -148,7 +148,9 @@ def test_a_job_that_would_be_warned_when_it_has_just_begun_is_refused(time: str)
     assert f"#SBATCH --time={time}\n" in text(time=time, requeue=False)
 
 
-@pytest.mark.parametrize("time", ["3", "2:01", "0:02:01", "1:00:00", "0-1", "1-0", "0-0:3", "0-0:2:1", "UNLIMITED", ""])
+@pytest.mark.parametrize(
+    "time", ["3", "2:01", "0:02:01", "1:00:00", "0-1", "1-0", "0-0:3", "0-0:2:1", "UNLIMITED", "", "0", "0:00", "0-0"]
+)
 def test_a_job_with_time_before_its_warning_is_planned(time: str) -> None:
     assert "#SBATCH --signal=B:USR2@120\n" in text(time=time)
 
