@@ -139,8 +139,11 @@ def _submit(jobs: Sequence[_Planned]) -> dict[str, _Planned]:
 
 
 def _with_site(words: Sequence[str]) -> list[str]:
+    """With the cluster's site, where neither a word nor a file of all settings (a SWOP's) says which."""
+    from swarm_hpc.settings_file import GROUP
+
     site = os.environ.get(SITE_VARIABLE, "")
-    is_named = any(word.startswith("site=") for word in words)
+    is_named = any(word.startswith(("site=", f"+{GROUP}=")) for word in words)
     return [f"site={site}", *words] if site and not is_named else [*words]
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swarm_hpc import cli
+from swarm_hpc import cli, settings_file
+from swarm_hpc.cli.settings import load
+from swarm_hpc.cli.submit import task_settings
+from swarm_hpc.config import SubmitConfig
 from tests.lab.slurm import Cluster
 from tests.slurm.stand_ins import calls, put
 
@@ -141,6 +144,17 @@ def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
     code, out, err = submit(capsys, profiles)
     assert (code, out) == (0, "12\n")
     assert "job 12: its script is not kept" in err
+
+
+def test_a_swops_task_has_the_site_of_its_settings_whatever_site_the_cluster_says_it_is(
+    profiles: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = ["site=alpha", "site.name=gamma"]
+    words = settings_file.write(tmp_path / "slot", "submit", "node", load(SubmitConfig, "submit", site, profiles))[1:]
+    for name, value in {"SWARM_HPC_SITE": "alpha", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    options = cli.COMMANDS["sl"].parser("sl").parse_intermixed_args(["--task", *words])
+    assert task_settings(options).name == "gamma/sl/job-7-0"
 
 
 def test_a_process_outside_of_a_job_is_no_task(
