@@ -58,7 +58,9 @@ def submit(text: str, folder: Path) -> str:
     except FailedJobError as exc:
         said = _said(exc)
         if is_silent(said):
-            raise SlurmMissing(f"Slurm does not answer: {said}") from exc
+            # Slurm answers late at times, when it has long since taken the job
+            hint = "; it may have taken the job: see squeue before you try again" if "timed out" in said else ""
+            raise SlurmMissing(f"Slurm does not answer: {said}{hint}") from exc
         raise JobRefused(f"Slurm does not take the job: {said}") from exc
     except OSError as exc:
         if not executor.taken:

@@ -146,6 +146,27 @@ def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
     assert "job 12: its script is not kept" in err
 
 
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (
+            "Socket timed out on send/recv operation",
+            "; it may have taken the job: see squeue before you try again",
+        ),
+        ("Unable to contact slurm controller (connect failure)", ""),
+    ],
+)
+def test_a_job_that_slurm_may_have_taken_is_not_just_missing(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch, said: str, hint: str
+) -> None:
+    put(Path("bin/srun"), "")
+    put(Path("bin/sbatch"), f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    code, out, err = submit(capsys, profiles)
+    assert (code, out) == (4, "")
+    assert err.endswith(f"{said}{hint}\n")
+
+
 def test_a_swops_task_has_the_site_of_its_settings_whatever_site_the_cluster_says_it_is(
     profiles: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
