@@ -137,6 +137,7 @@ def _mount(work: Path, places: Places) -> Path:
     mount = work / "mount"
     (mount / CONTEXT).mkdir(parents=True)
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in places.proxies.items()]
+    (mount / ENVIRONMENT).touch(mode=0o600)  # proxies may have passwords, and others may enter the folder
     (mount / ENVIRONMENT).write_text("".join(lines), encoding="utf-8")
     return _bindable(mount)
 

@@ -96,6 +96,13 @@ def test_the_files_of_the_context_and_the_proxies_are_bound(site):
     assert "s3cret" not in words
 
 
+def test_nobody_else_can_read_the_proxies_of_a_build(site):
+    look = 'case "$1" in build) stat -c %a mount/environment.sh; cat mount/environment.sh ;; esac'
+    site.apptainer = put(site.root / "bin/looks", f"{look} >>{site.root}/seen\n{APPTAINER}")
+    site.build()
+    assert (site.root / "seen").read_text().splitlines() == ["600", "export http_proxy=http://jane:s3cret@proxy"]
+
+
 def test_an_image_that_no_task_has_made_stays(site):
     (site.images / "mine.sif").write_bytes(b"mine")
     with pytest.raises(ConfigError, match="no task has made it"):
