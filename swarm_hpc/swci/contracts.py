@@ -21,6 +21,7 @@ from swarm_hpc.swci.session import Session
 
 SUBJECT = Subject("Training contracts")
 
+_PAGE: Final = 64
 UNINITIALIZED: Final = "UNINITIALIZED"
 """State of a name that was declared, and under which nobody has trained yet."""
 
@@ -114,7 +115,7 @@ async def perfdata(session: Session, contract: Label) -> Result:
     found = await _find(session.sn, contract)
     if isinstance(found, DeclaredContract):
         raise NotFound(f"{contract}: nobody has trained under this name yet")
-    rounds = await session.sn.rounds(contract, max(1, found.round - 1), found.round)
+    rounds = await _newest_rounds(session.sn, found)
     rows = tuple(_performances(found, rounds, await session.sn.nodes()))
     heading = ("UID", "SLAdmin", "Loss", "Metric", "TotalEpochs", "CompletedEpochs")
     cells = [
@@ -165,6 +166,19 @@ async def _find(sn: SnClient, name: str) -> TrainingContract | DeclaredContract:
             if one.name == name:
                 return one
         raise
+
+
+async def _newest_rounds(sn: SnClient, contract: TrainingContract) -> tuple[Round, ...]:
+    """So many of the newest rounds, in order, that each participant's latest check-in is among them."""
+    rounds: tuple[Round, ...] = ()
+    missing = {one.node for one in contract.participants}
+    last, number = contract.round, 2  # the open one, and the one before it, are mostly enough
+    while missing and last > 0:
+        page = await sn.rounds(contract.spec.name, max(1, last - number + 1), last)
+        rounds = (*page, *rounds)
+        missing -= {check_in.node for one in page for check_in in one.check_ins}
+        last, number = last - number, _PAGE
+    return rounds
 
 
 def _performances(

@@ -180,6 +180,15 @@ class FakeSn:
         first = published(1, "ef" * 32, contract=name, check_ins=ins, leader=nodes[0], published_at=NOW)
         self._rounds[name] = [first, round_of(2, contract=name)]
 
+    def go_on(self, name: str, rounds: int, node: str) -> None:
+        """So many rounds more, which that node alone checks in to."""
+        last = self._rounds[name].pop().number + rounds
+        for number in range(last - rounds, last):
+            ins = (CheckIn(node=node, blob="cd" * 32, weight=1, loss=0.1, epoch=number - 1, at=NOW),)
+            self._rounds[name].append(published(number, "ef" * 32, contract=name, check_ins=ins, leader=node))
+        self._rounds[name].append(round_of(last, contract=name))
+        self._contracts[name] = replace(self._contracts[name], round=last)
+
     # tasks
 
     async def create_task(self, name: str, kind: TaskType, author: str, prereq: str, outcome: str) -> Task:

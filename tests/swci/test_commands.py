@@ -166,6 +166,12 @@ async def test_perfdata_is_what_a_node_says_last_or_checked_in_with(trained) -> 
         await trained("perfdata later")
 
 
+async def test_perfdata_has_a_node_that_ended_many_rounds_ago(trained) -> None:
+    trained.sn.go_on("digits", 200, "alpha/sl/one")
+    rows = await trained.lines("perfdata digits")
+    assert rows[1:] == ["alpha/sl/one,YES,0.25,0.95,9,200", "beta/sl/two,NO,0.5,0.9,,3"]
+
+
 async def test_rounds_are_listed_and_shown(trained) -> None:
     assert [one.number for one in (await trained("list rounds digits")).data] == [1, 2]
     assert [one.number for one in (await trained("list rounds digits 2 2")).data] == [2]
