@@ -11,13 +11,17 @@ from swarm_hpc.errors import SlurmError, SlurmMissing
 
 COMMAND_S: Final = 60.0
 """How long a command of Slurm may take."""
+_DEFAULTS: Final = ("SQUEUE_", "SACCT_")
+"""Variables that begin so say what a user wants to see of the queue by default."""
 _SILENT: Final = re.compile("Unable to contact|timed out|Connection refused|configuration (?:source|file)", re.I)
 
 
 def run(*words: str, timeout_s: float | None = None) -> str:
     """What a command of Slurm prints, times as Unix time. SlurmMissing, SlurmError."""
     limit_s = COMMAND_S if timeout_s is None else timeout_s
-    env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # handed on, not read
+    # handed on, not read; SQUEUE_USERS and the like would hide jobs
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
+    env = {**kept, "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, errors="replace", timeout=limit_s, env=env, stdin=subprocess.DEVNULL

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from swarm_hpc.slurm.command import is_silent
+import pytest
+
+from swarm_hpc.slurm.command import is_silent, run
+
+
+def test_what_the_user_sees_of_the_queue_by_default_is_not_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SQUEUE_USERS", "SACCT_FORMAT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "mine")
+    told = run("env").splitlines()
+    assert {"SLURM_CONF=mine", "SLURM_TIME_FORMAT=%s"} <= set(told)
+    assert not [line for line in told if line.startswith(("SQUEUE_", "SACCT_"))]
 
 
 def test_a_controller_that_is_away_is_told_from_a_refusal() -> None:

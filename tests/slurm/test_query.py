@@ -52,6 +52,15 @@ def test_each_reason_to_wait_is_told(alpha: Cluster) -> None:
     alpha.cancel_all()
 
 
+def test_what_the_user_asks_squeue_for_by_default_hides_no_job(alpha: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = sbatch(alpha, "--hold", "--wrap=true")
+    for name in ("SQUEUE_USERS", "SQUEUE_PARTITION", "SQUEUE_NAMES", "SQUEUE_ACCOUNT", "SQUEUE_FORMAT"):
+        monkeypatch.setenv(name, "another")
+    assert [one.id for one in fetch_jobs([job], now=time.time())] == [job]
+    assert look(job).reason == "JobHeldUser"
+    alpha.cancel_all()
+
+
 def test_each_end_is_told_after_those_that_run(alpha: Cluster) -> None:
     held = sbatch(alpha, "--hold", "--wrap=true")
     ends = {
