@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shlex
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from swarm_hpc.slurm.command import COMMAND_S, is_silent
 
 log = logging.getLogger(__name__)
 
+_ASKS: Final = "#SBATCH "
 _TIMED_OUT: Final = 124
 """Exit code of `timeout`."""
 
@@ -35,7 +38,9 @@ class _ScriptExecutor(SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         # submitit waits for sbatch without end
-        return ["timeout", f"{COMMAND_S:g}", *super()._make_submission_command(submission_file_path)]
+        limited = ["timeout", f"{COMMAND_S:g}"]
+        sbatch, *script = super()._make_submission_command(submission_file_path)
+        return [*limited, sbatch, *_options(self._text), *script]
 
     def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # type: ignore[override]
         self.taken = str(super()._get_job_id_from_submission_command(string))
@@ -68,6 +73,14 @@ def submit(text: str, folder: Path) -> str:
         log.warning("job %s: its script is not kept in %s (%s)", executor.taken, folder, exc.strerror)
         return executor.taken
     return str(job.job_id)
+
+
+def _options(text: str) -> list[str]:
+    """What a script asks for: on the command line it counts more than SBATCH_TIMELIMIT and the like, which count more
+    than the script."""
+    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    asked = [line.removeprefix(_ASKS) for line in head if line.startswith(_ASKS)]
+    return [word for option in asked for word in shlex.split(option, comments=True)]
 
 
 def _said(error: FailedJobError) -> str:

@@ -208,6 +208,21 @@ def test_a_submitted_job_is_in_the_queue_with_the_script_of_the_dry_run(
 
 
 @pytest.mark.slurm
+def test_what_a_job_asks_for_counts_more_than_what_the_user_asks_sbatch_for_by_default(
+    capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = {"PARTITION": "urgent", "TIMELIMIT": "1", "JOB_NAME": "mine", "NO_REQUEUE": "1", "COMMENT": "hers"}
+    for name, value in defaults.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    code, out, err = submit(capsys, profiles, "site.sbatch=[--hold, '--comment=its']", "site.time=5")
+    assert code == 0, err
+    shown = alpha.describe(out.strip())
+    for text in ("Partition=main", "TimeLimit=00:05:00", "JobName=swarm-digits", "Requeue=1", "Comment=its"):
+        assert text in shown
+    alpha.cancel_all()
+
+
+@pytest.mark.slurm
 def test_what_slurm_does_not_take_is_told_in_its_words(
     capsys: pytest.CaptureFixture[str], profiles: str, alpha: Cluster
 ) -> None:
