@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from swarm_hpc.config import ClientConfig, ConnectionConfig, SiteConfig
-from swarm_hpc.errors import SlurmError, SlurmMissing, SwarmError
+from swarm_hpc.errors import ProtocolError, SlurmError, SlurmMissing, SwarmError
 from swarm_hpc.local.swarm import fetch_status
 from swarm_hpc.records import NodeStatus
 from swarm_hpc.slurm import query
@@ -28,7 +28,7 @@ def fetch_ours() -> tuple[Job, ...] | None:
         return query.fetch_ours(now=time.time())
     except SlurmMissing as exc:
         log.debug("no jobs to show: %s", exc)
-    except SlurmError as exc:
+    except (SlurmError, ProtocolError) as exc:
         log.warning("the jobs cannot be shown: %s", exc)
     return None
 

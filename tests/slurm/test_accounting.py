@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm_hpc.local import jobs
 from swarm_hpc.slurm.query import fetch_jobs, fetch_ours
 from tests.slurm.test_sacct import CANCELLED, PREEMPTED, REAL, RUNNING
 from tests.slurm.test_squeue import FAILED, PENDING, line_of
@@ -43,6 +44,14 @@ def test_a_slurmdbd_that_does_not_answer_or_says_something_else_is_done_without(
     for raw in ("echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1", "echo what"):
         say("sacct", raw=raw)
         assert [job.id for job in fetch_ours(now=NOW)] == ["2"]
+
+
+def test_a_squeue_that_says_something_else_leaves_the_rest_of_a_status(
+    say: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    say("squeue", "what\n")
+    assert jobs.fetch_ours() is None
+    assert "the jobs cannot be shown: squeue printed 'what" in caplog.text
 
 
 def test_with_slurmdbd_what_slurmctld_has_forgotten_is_there_if_it_is_ours(say: Callable[..., None]) -> None:
