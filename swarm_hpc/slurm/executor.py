@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import shlex
 import subprocess
 from itertools import takewhile
@@ -14,11 +15,13 @@ from typing import Any, Final
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from swarm_hpc.errors import ConfigError, JobRefused, SlurmMissing
+from swarm_hpc.errors import ConfigError, JobRefused, SlurmError, SlurmMissing
 from swarm_hpc.slurm.command import COMMAND_S, is_silent
 
 log = logging.getLogger(__name__)
 
+_ID: Final = re.compile(r"job (\d+)|\A(\d+)(?:;|\s|\Z)")
+"""Of a job, as sbatch says it, also with --parsable."""
 _ASKS: Final = "#SBATCH "
 _TIMED_OUT: Final = 124
 """Exit code of `timeout`."""
@@ -43,15 +46,19 @@ class _ScriptExecutor(SlurmExecutor):
         return [*limited, sbatch, *_options(self._text), *script]
 
     def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # type: ignore[override]
-        self.taken = str(super()._get_job_id_from_submission_command(string))
+        said = string if isinstance(string, str) else string.decode(errors="replace")
+        found = _ID.search(said)
+        if not found:  # --quiet
+            raise SlurmError(f"Slurm has taken the job, but sbatch does not say its ID (it said {said!r}): see squeue")
+        self.taken = found[1] or found[2]
         return self.taken
 
 
 def submit(text: str, folder: Path) -> str:
     """Hand a script to Slurm; the job's ID. The script is kept in `folder` as ID_submission.sh.
 
-    SlurmMissing: there is no Slurm, or it does not answer. JobRefused: it does not want the job. ConfigError: nothing
-    can be written in the folder.
+    SlurmMissing: there is no Slurm, or it does not answer. JobRefused: it does not want the job. SlurmError: it
+    took it, and sbatch does not say its ID. ConfigError: nothing can be written in the folder.
     """
     try:
         executor = _ScriptExecutor(folder, text)

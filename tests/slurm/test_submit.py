@@ -147,6 +147,24 @@ def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
 
 
 @pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        ("12;alpha", 0, "12\n"),
+        ("12", 0, "12\n"),
+        ("", 1, "Slurm has taken the job, but sbatch does not say its ID (it said ''): see squeue"),
+    ],
+)
+def test_a_job_is_known_however_sbatch_says_that_it_has_taken_it(
+    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch, said: str, code: int, told: str
+) -> None:
+    put(Path("bin/srun"), "")
+    put(Path("bin/sbatch"), f"echo '{said}'")
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    found, out, err = submit(capsys, profiles)
+    assert (found, told in out + err) == (code, True), err
+
+
+@pytest.mark.parametrize(
     ("said", "hint"),
     [
         (
