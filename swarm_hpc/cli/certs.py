@@ -31,8 +31,6 @@ def _run(options: argparse.Namespace) -> int:
         made = VERBS[options.verb](options)
     except OSError as exc:
         raise ConfigError(f"--out: {options.out or exc.filename}: {exc.strerror}") from exc
-    except OverflowError as exc:
-        raise ConfigError(f"--days: {options.days} is too many") from exc
     if options.json:
         print(json.dumps(made, default=str))
     elif options.verb != "show":

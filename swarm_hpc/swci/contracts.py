@@ -22,6 +22,8 @@ from swarm_hpc.swci.session import Session
 SUBJECT = Subject("Training contracts")
 
 _PAGE: Final = 64
+_REACH: Final = 1024
+"""Rounds that are looked through for the latest check-in of a participant who stays away."""
 UNINITIALIZED: Final = "UNINITIALIZED"
 """State of a name that was declared, and under which nobody has trained yet."""
 
@@ -169,11 +171,12 @@ async def _find(sn: SnClient, name: str) -> TrainingContract | DeclaredContract:
 
 
 async def _newest_rounds(sn: SnClient, contract: TrainingContract) -> tuple[Round, ...]:
-    """So many of the newest rounds, in order, that each participant's latest check-in is among them."""
+    """So many of the newest rounds, in order, that each participant's latest check-in is among them: at most _REACH."""
     rounds: tuple[Round, ...] = ()
     missing = {one.node for one in contract.participants}
-    last, number = contract.round, 2  # the open one, and the one before it, are mostly enough
-    while missing and last > 0:
+    end, last = max(contract.round - _REACH, 0), contract.round
+    number = 2  # the open one, and the one before it, are mostly enough
+    while missing and last > end:
         page = await sn.rounds(contract.spec.name, max(1, last - number + 1), last)
         rounds = (*page, *rounds)
         missing -= {check_in.node for one in page for check_in in one.check_ins}
