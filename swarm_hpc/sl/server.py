@@ -9,10 +9,11 @@ from typing import Final
 from aiohttp import web
 
 from swarm_hpc.config import TransferConfig
-from swarm_hpc.errors import BlobNotFound, NotAuthorized
+from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized, ProtocolError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport.blobs import BlobStore, add_blob_routes
+from swarm_hpc.transport.line import with_port
 from swarm_hpc.transport.server import Handler, application, peer, serve
 
 _AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
@@ -61,8 +62,8 @@ async def serving(
 
 
 def advertised(transfer: TransferConfig, port: int) -> str:
-    """The endpoint to tell peers: `advertise`, completed by the port where it names none."""
-    name = transfer.advertise or transfer.host
-    # [::1] has colons, but no port
-    has_port = ":" in name.rpartition("]")[2]
-    return name if has_port else f"{name}:{port}"
+    """The endpoint to tell peers: `advertise`, completed by the port where it names none. ConfigError: no address."""
+    try:
+        return with_port(transfer.advertise or transfer.host, port)
+    except ProtocolError as exc:
+        raise ConfigError(f"transfer.{'advertise' if transfer.advertise else 'host'}: {exc}") from exc

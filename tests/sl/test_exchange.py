@@ -176,7 +176,18 @@ async def test_a_site_that_has_just_joined_is_looked_up():
 
 @pytest.mark.parametrize(
     ("advertise", "endpoint"),
-    [("", "127.0.0.1:7"), ("sl.example", "sl.example:7"), ("sl.example:443", "sl.example:443"), ("[::1]", "[::1]:7")],
+    [
+        ("", "127.0.0.1:7"),
+        ("sl.example", "sl.example:7"),
+        ("sl.example:443", "sl.example:443"),
+        ("[::1]", "[::1]:7"),
+        ("fd00::1", "[fd00::1]:7"),
+    ],
 )
 def test_peers_are_told_an_address_with_a_port(advertise, endpoint):
     assert advertised(TransferConfig(mode=TransferMode.DIRECT, advertise=advertise), 7) == endpoint
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"transfer\.advertise: 'https://sl\.example' is no address"):
+        advertised(TransferConfig(mode=TransferMode.DIRECT, advertise="https://sl.example"), 7)
