@@ -14,6 +14,7 @@ setup(
                 # the bits of a merge must be numpy's: no product is fused with a sum
                 "-ffp-contract=off",
                 "-fno-math-errno",
+                "-fno-wrapv",
                 "-fno-trapping-math",
                 "-fvisibility=hidden",
                 "-Wno-psabi",

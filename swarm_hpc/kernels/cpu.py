@@ -237,7 +237,9 @@ class Pieces:
 
     def sums(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> Matrix:
         """`Measured.sums`"""
-        return matrix([exact_sum(column) for column in self.columns(peers, measure, centre)], len(peers))
+        size, columns = len(peers), self.columns(peers, measure, centre)
+        # below the diagonal there is nothing
+        return matrix([exact_sum(one) if at // size <= at % size else 0.0 for at, one in enumerate(columns)], size)
 
     def columns(self, peers: Sequence[int], measure: Measure, centre: int = 0) -> list[list[float]]:
         """The numbers that `sums` adds up, for the first peer with each, then the second with each, ..."""
@@ -286,7 +288,9 @@ def exact_sum(numbers: Sequence[float]) -> float:
 
     At most 2^23 numbers.
     """
-    return math.fsum(numbers) if all(abs(number) <= LARGEST for number in numbers) else math.nan
+    # NaN is greater than nothing, but then the sum is NaN, too
+    fits = max(numbers, default=0.0) <= LARGEST and min(numbers, default=0.0) >= -LARGEST
+    return math.fsum(numbers) if fits else math.nan
 
 
 def exact_parts(numbers: Sequence[float]) -> list[float]:

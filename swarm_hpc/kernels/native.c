@@ -23,7 +23,7 @@
 #define RUN (8 * TILE) /* elements of a peer that are announced together: the memory is fast in long runs only */
 #define SUMS 32768 /* elements of a mean that are added up in the cache, GROUP peers at a time: long runs of each row */
 #define GROUP 8 /* rows that are read at once: lines at one offset of more drive each other out of the first cache */
-#define AHEAD 256 /* elements by which the reading of more rows is announced */
+#define AHEAD 64 /* elements by which the reading of more rows is announced */
 #define MAX_STRAIGHT 16 /* peers whose values are sorted in registers */
 #define ALWAYS static inline __attribute__((always_inline))
 #define JOIN3(a, b, c) a##_##b##_##c
