@@ -155,7 +155,8 @@ def _entries() -> list[_Entry]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
-            found.append(_Entry.read((folder / "stat").read_text()))
+            text = (folder / "stat").read_text(encoding="utf-8", errors="replace")  # a name may be any bytes
+            found.append(_Entry.read(text))
     return found
 
 

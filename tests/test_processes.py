@@ -29,6 +29,14 @@ PARENT = [
     "print(child.pid, flush=True); time.sleep(600)",
 ]
 
+ODD_NAME = [
+    sys.executable,
+    "-S",
+    "-c",
+    "import ctypes, time; ctypes.CDLL(None).prctl(15, b'l\\xe4ufer', 0, 0, 0);"  # PR_SET_NAME, in Latin-1
+    "print('ready', flush=True); time.sleep(600)",
+]
+
 OUTSIDER = [sys.executable, "-S", "-c", "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"]
 
 
@@ -126,6 +134,17 @@ def test_stop_reaches_a_process_that_is_suspended(start):
     process.signal(signal.SIGSTOP)
     processes.stop([process], grace_s=20)
     assert process.code == -signal.SIGTERM
+
+
+def test_stop_minds_no_process_whose_name_is_not_utf_8(start):
+    odd, process = start(ODD_NAME, "odd"), start(SLEEPER)
+    assert first_line(odd) == "ready"
+    try:
+        processes.stop([process], grace_s=20)
+        assert process.code == -signal.SIGTERM
+    finally:
+        odd.popen.kill()
+        odd.popen.wait()
 
 
 def test_children_die_when_their_supervisor_is_killed(tmp_path):

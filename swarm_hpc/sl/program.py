@@ -110,7 +110,7 @@ async def started(
 def used_cpu_s(pid: int) -> float:
     """CPU time of a process and of its children that have ended; 0 where it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0.0
     # the command in parentheses may hold anything; user, system and the children's time are fields 14 to 17

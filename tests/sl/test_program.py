@@ -114,6 +114,16 @@ def test_cpu_time_is_read_from_the_kernel_and_0_for_a_process_that_is_gone():
     assert used_cpu_s(2**22 + 1) == 0
 
 
+def test_the_cpu_time_of_a_program_whose_name_is_not_utf_8_is_known():
+    name = "import ctypes; ctypes.CDLL(None).prctl(15, b'l\\xe4ufer', 0, 0, 0)"  # PR_SET_NAME, in Latin-1
+    command = [sys.executable, "-S", "-c", f"{name}; print('ready', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert used_cpu_s(process.pid) >= 0
+        process.kill()
+
+
 def test_the_last_lines_of_a_log_are_enough(tmp_path):
     log = tmp_path / "ml.log"
     log.write_text("".join(f"line {number}\n" for number in range(1000)))
