@@ -239,8 +239,13 @@ def stop(processes: Sequence[Process], grace_s: float) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end us as Ctrl-C does, by KeyboardInterrupt; a second one does not disturb the ending."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """SIGTERM and SIGHUP end us as Ctrl-C does, by KeyboardInterrupt; a second one does not disturb the ending.
+
+    A SIGHUP that was ignored before stays so: we were started by nohup.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in numbers:

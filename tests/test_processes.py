@@ -147,6 +147,28 @@ def test_stop_minds_no_process_whose_name_is_not_utf_8(start):
         odd.popen.wait()
 
 
+@pytest.mark.parametrize(("nohup", "expected"), [([], "interrupted"), (["nohup"], "went on")])
+def test_a_lost_terminal_ends_us_unless_we_were_started_by_nohup(nohup, expected):
+    program = (
+        "import signal; from swarm_hpc import processes\n"
+        "try:\n"
+        "    with processes.interruptible():\n"
+        "        signal.raise_signal(signal.SIGHUP)\n"
+        "    print('went on')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run(
+        [*nohup, sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
 def test_children_die_when_their_supervisor_is_killed(tmp_path):
     program = (
         "import sys, time; from pathlib import Path; from swarm_hpc.processes import Process;"
