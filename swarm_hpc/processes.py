@@ -234,7 +234,7 @@ def stop(processes: Sequence[Process], grace_s: float) -> None:
             process.popen.wait(max(0.0, deadline - time.monotonic()))
     _end(_sessions_of(processes) | sessions)  # also what a process left behind
     for process in processes:
-        process.popen.wait()
+        process.popen.poll()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -134,6 +135,18 @@ def test_stop_reaches_a_process_that_is_suspended(start):
     process.signal(signal.SIGSTOP)
     processes.stop([process], grace_s=20)
     assert process.code == -signal.SIGTERM
+
+
+def test_stop_does_not_wait_for_ever_for_what_the_kernel_does_not_let_go(start, monkeypatch):
+    stubborn = start(STUBBORN)
+    assert first_line(stubborn) == "ready"
+    monkeypatch.setattr(processes, "_KILLED_S", 0.1)
+    monkeypatch.setattr(processes._Entry, "kill", lambda self: None)
+    stopping = threading.Thread(target=processes.stop, args=([stubborn], 0), daemon=True)
+    stopping.start()
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert stubborn.code is None
 
 
 def test_stop_minds_no_process_whose_name_is_not_utf_8(start):

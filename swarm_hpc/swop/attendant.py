@@ -42,8 +42,7 @@ def main(folder: Path) -> None:
     while process.code is None and not told.wait(processes.POLL_S):
         pass
     processes.stop([process], GRACE_S)  # also what it has left behind
-    assert process.code is not None
-    write_end(folder, process.code)
+    write_end(folder, process.popen.wait())  # what the kernel does not let go has not ended
 
 
 if __name__ == "__main__":
