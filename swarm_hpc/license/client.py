@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from swarm_hpc.config import ConnectionConfig, IdentityConfig, LicenseConfig, LicenseKind
-from swarm_hpc.errors import LicenseError, SwarmError, TransportError
+from swarm_hpc.errors import Fenced, LicenseError, SwarmError, TransportError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.license.terms import LicenseStatus, SeatRequest
@@ -92,7 +92,8 @@ async def hold_seat(
     """Have the seats as long as the block lasts; with license=none, nothing.
 
     LicenseError, NotReachable, TimedOut: there is none to be had. `on_lost` is called, once, when the seats are lost
-    during the block: the server has refused them for a whole lease, or was not reached for grace_s.
+    during the block: the server has refused them for a whole lease, or was not reached for grace_s. They are given back
+    at the end of the block, but where it ends by Fenced: a process with the same state folder has them then.
     """
     if config.kind is LicenseKind.NONE:
         yield
@@ -101,12 +102,17 @@ async def hold_seat(
         lease_s = await _acquire(client, seat, config.wait_s)
         log.info("has %d seats of the licence server %s", seat.num_seats, config.server)
         keeping = asyncio.create_task(_keep(client, seat, lease_s, config.grace_s, on_lost))
+        is_ours = True
         try:
             yield
+        except Fenced:
+            is_ours = False
+            raise
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
-            await _release(client, seat)
+            if is_ours:
+                await _release(client, seat)
 
 
 async def _acquire(client: LicenseClient, seat: SeatRequest, wait_s: float) -> float:

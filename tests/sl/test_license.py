@@ -18,7 +18,7 @@ from swarm_hpc.config import (
     LicenseServerConfig,
     TransferMode,
 )
-from swarm_hpc.errors import LicenseError, NotReachable
+from swarm_hpc.errors import Fenced, LicenseError, NotReachable
 from swarm_hpc.identity import ca, certs
 from swarm_hpc.license import node as license_node
 from swarm_hpc.license.client import LicenseClient, hold_seat
@@ -129,6 +129,22 @@ async def test_a_seat_that_was_taken_for_lost_is_taken_again(swarm, seats):
         while await seats.holders() != ["alpha/sl/sl"]:
             await asyncio.sleep(0.02)
         assert not life.done()
+
+
+@pytest.mark.slow
+async def test_a_node_that_was_started_again_keeps_the_seat_when_the_process_before_it_ends(swarm, tmp_path):
+    seats = Seats(swarm, tmp_path)
+    seats.config.lease_s = 600
+    async with seats.serving(), swarm.node("alpha") as first, swarm.client() as sn:
+        while not await sn.nodes():
+            await asyncio.sleep(0.01)
+        async with swarm.node("alpha") as second:
+            with pytest.raises(Fenced):
+                await first
+            assert await seats.holders() == ["alpha/sl/sl"]
+            with pytest.raises(LicenseError, match=r"1 of 1 seats are taken \(by alpha/sl/sl\)"):
+                await live(swarm.config("beta"))
+            assert not second.done()
 
 
 @pytest.mark.slow
