@@ -82,13 +82,16 @@ class InstalledLicense:
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._terms, self._error = file.read(self.path, self.key), ""
+            self._stamp = stamp
             log.info("licence %s: %d seats until %s", self._terms.id, self._terms.seats, day(self._terms.valid_until))
         except LicenseError as exc:
+            # what could not be read may be readable next time, and looks the same
+            self._stamp = None if isinstance(exc.__cause__, OSError) else stamp
+            if str(exc) != self._error:
+                log.error("%s", exc)
             self._terms, self._error = None, str(exc)
-            log.error("%s", exc)
 
 
 @dataclass(slots=True, kw_only=True)

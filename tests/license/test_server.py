@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -81,6 +85,25 @@ async def test_a_licence_that_is_installed_while_the_server_runs_counts(start, c
     with pytest.raises(LicenseError, match=r"license\.json: is no licence"):
         await alpha.renew(seat(A, 3))
     assert "is no licence" in (await alpha.status()).problem
+
+
+async def test_a_licence_that_could_not_be_read_counts_as_soon_as_it_can(start, client, owner, monkeypatch) -> None:
+    owner.install(seats=1)
+    open_file = Path.open
+
+    def refused(path: Path, *how: Any, **more: Any) -> IO[Any]:
+        if path == owner.data_dir / "license.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, *how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refused)
+        alpha = await client(A, await start())
+        for _ in range(2):
+            with pytest.raises(LicenseError, match=r"license\.json: cannot be read \(Permission denied\)"):
+                await alpha.acquire(seat(A))
+    await alpha.acquire(seat(A))
+    await alpha.renew(seat(A))
 
 
 async def test_a_licence_that_has_ended_renews_nothing_and_its_end_is_warned_of(start, client, owner, caplog) -> None:
