@@ -72,8 +72,13 @@ def _owned(data_dir: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             raise ConfigError(f"data_dir: {data_dir} belongs to a licence server that runs; stop it first") from exc
+        except OSError as exc:
+            raise ConfigError(
+                f"data_dir: {data_dir} cannot be locked ({exc.strerror}): put it on a file system that knows locks, "
+                "such as a local disk"
+            ) from exc
         yield
     finally:
         os.close(lock)

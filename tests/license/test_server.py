@@ -180,6 +180,16 @@ async def test_a_server_needs_the_owner_s_key(server_config, sites) -> None:
         node.run(server_config)
 
 
+async def test_a_folder_that_cannot_be_locked_is_told_as_such(server_config, sites, monkeypatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with pytest.raises(ConfigError, match=r"data_dir: .* cannot be locked \(Function not implemented\): put it on"):
+        async with node.start(server_config, sites.identity("alpha/license/seats")):
+            pass
+
+
 async def test_seats_that_cannot_be_read_are_told_with_the_remedy(server_config, sites, owner) -> None:
     owner.data_dir.mkdir()
     (owner.data_dir / "seats.json").write_text("[{}]")
