@@ -15,6 +15,7 @@ import pytest
 from swarm_hpc import cli
 from swarm_hpc.cli import settings
 from swarm_hpc.config import LicenseConfig, LicenseKind, LicenseServerConfig, SlConfig, SubmitConfig
+from swarm_hpc.errors import NotReachable
 from swarm_hpc.slurm.environment import Task
 from swarm_hpc.slurm.plan import plan_task
 from tests.sl.test_departure import OPENS
@@ -219,6 +220,22 @@ def test_a_node_without_a_seat_ends_with_exit_code_3_and_one_that_is_killed_free
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["host=fd00::5"], "[fd00::5]:5814"),
+        (["host=seats.example", "port=7"], "seats.example:7"),
+        (["host=seats.example", "--server", "other:9"], "other:9"),
+    ],
+)
+def test_the_status_is_asked_for_where_the_settings_say(capsys, monkeypatch, words, address):
+    def away(_: object, server: str) -> None:
+        raise NotReachable(f"{server}: away")
+
+    monkeypatch.setattr("swarm_hpc.license.client.ask_status", away)
+    assert run(capsys, "status", *words, *IDENTITY) == (4, "", f"swarm-hpc: {address}: away\n")
 
 
 @pytest.mark.slow

@@ -137,9 +137,10 @@ def _show(options: argparse.Namespace, names: list[str], settings: list[str]) ->
 def _status(options: argparse.Namespace, names: list[str], settings: list[str]) -> dict[str, Any]:
     from swarm_hpc.license.client import ask_status
     from swarm_hpc.records import encode
+    from swarm_hpc.transport.line import with_port
 
     config = _config(options, settings)
-    status = ask_status(config.identity, options.server or f"{config.host}:{config.port}")
+    status = ask_status(config.identity, options.server or with_port(config.host, config.port))
     if not options.json:
         _show_status(status)
     found: dict[str, Any] = encode(status)

@@ -20,6 +20,7 @@ from swarm_hpc.license.desk import Desk
 from swarm_hpc.license.file import load_public_key
 from swarm_hpc.license.server import LicenseApi
 from swarm_hpc.records import Kind
+from swarm_hpc.transport.line import with_port
 from swarm_hpc.transport.server import application, serve
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ async def start(config: LicenseServerConfig, identity: Identity) -> AsyncIterato
         app = application()
         LicenseApi(desk=desk).add_routes(app)
         async with serve(app, identity, config.host, config.port) as port, _watch(desk):
-            address = f"{config.host}:{port}"
+            address = with_port(config.host or "localhost", port)
             log.info("ready on %s: %d seats are taken", address, desk.seats.used)
             yield address
 

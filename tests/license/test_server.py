@@ -180,6 +180,12 @@ async def test_a_server_needs_the_owner_s_key(server_config, sites) -> None:
         node.run(server_config)
 
 
+async def test_a_server_says_an_address_of_ipv6_as_others_can_use_it(start, client, owner, server_config) -> None:
+    owner.install()
+    server_config.host = "::1"
+    assert (await (await client(A, await start())).status()).used == 0
+
+
 async def test_a_folder_that_cannot_be_locked_is_told_as_such(server_config, sites, monkeypatch) -> None:
     def unknown(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
