@@ -58,6 +58,11 @@ class RunFolder:
         return name
 
     @property
+    def blobs(self) -> tuple[Path, ...]:
+        """The folders that SNs and SLs keep blobs in, those of a site's jobs included, as far as they are there."""
+        return tuple(path for place in ("sn*", "**/sl") for path in self.root.glob(f"{place}/blobs") if path.is_dir())
+
+    @property
     def ledger(self) -> Path:
         """The first SN's ledger."""
         return self.sn_data / "ledger"

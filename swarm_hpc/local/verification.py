@@ -60,7 +60,7 @@ def verify_folder(root: Path, find_geth: Callable[[], Path]) -> Verification:
     there is not one round to check, LedgerError where an SN still runs on geth's ledger.
     """
     folder = RunFolder.existing(root)
-    copies = _copies(folder.root)
+    copies = _copies(folder)
     with read_ledger(folder.ledger, find_geth) as ledger:
         history = [(contract, ledger.rounds(contract.spec.name)) for contract in ledger.contracts()]
         strays = _damaged_strays(copies, history, ledger)
@@ -137,10 +137,10 @@ def _events(ledger: Ledger) -> Iterator[Event]:
         cursor = page[-1].cursor
 
 
-def _copies(root: Path) -> dict[str, list[Path]]:
-    """Every file under the folder that is named like a blob."""
+def _copies(folder: RunFolder) -> dict[str, list[Path]]:
+    """Every blob that an SN or an SL has kept. What programs leave may be named like one: by its SHA-256."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(path for blobs in folder.blobs for path in blobs.iterdir()):
         if BLOB.fullmatch(path.name) and path.is_file():
             found.setdefault(path.name, []).append(path)
     return found

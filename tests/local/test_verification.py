@@ -1,6 +1,7 @@
 """Verification of a run folder with a real ledger and real blob stores, and of a running SN."""
 
 import asyncio
+import hashlib
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -162,6 +163,17 @@ def test_a_blob_that_no_round_names_must_be_whole_too(run):
         assert "no round names it" in detail["reason"]
     finally:
         stray.unlink()
+
+
+@pytest.mark.parametrize("place", ["data/alpha", "alpha/swarm", "alpha/sl/program", "tmp/sl-alpha/.cache/hub/blobs"])
+def test_a_file_of_a_program_that_is_named_by_its_sha_256_is_no_damaged_blob(run, place):
+    file = run.folder.root / place / hashlib.sha256(b"").hexdigest()
+    file.parent.mkdir(parents=True)
+    file.touch()
+    try:
+        assert verify_folder(run.folder.root, no_geth).findings == ()
+    finally:
+        file.unlink()
 
 
 @pytest.mark.slow
