@@ -1,6 +1,8 @@
 """Words on the command line: settings, help, errors in one line, exit codes."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -305,6 +307,23 @@ def test_verify_and_status_say_what_they_need(capsys, tmp_path):
     code, _, err = run(capsys, "status", str(tmp_path))
     assert (code, "not the folder of a run" in err) == (2, True)
     assert run(capsys, "status", "a", "b")[0] == 2
+
+
+def test_a_run_folder_that_may_not_be_looked_into_is_named(capsys, tmp_path, monkeypatch):
+    closed, look = tmp_path / "closed", Path.stat
+    closed.touch()  # no folder: root cannot make one in it, either
+
+    def refused(path, **how):
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, **how)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    run_dir = closed / "run"
+    for words in (["status", str(run_dir)], ["verify", str(run_dir)], ["sites", str(run_dir)]):
+        assert run(capsys, *words) == (2, "", f"swarm-hpc: {run_dir} cannot be read: Permission denied\n")
+    code, _, err = run(capsys, "local", f"run_dir={run_dir}")
+    assert (code, err.startswith(f"swarm-hpc: run_dir: {run_dir}: ")) == (2, True), err
 
 
 def test_help_needs_nothing_heavy():

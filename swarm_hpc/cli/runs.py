@@ -64,7 +64,7 @@ def _verify(options: argparse.Namespace) -> int:
     logs.start("verify", options.log_level)
     if not target:
         raise ConfigError("name the run folder or the training contract: swarm-hpc verify RUN_DIR (see --help)")
-    if Path(target).is_dir():
+    if _is_folder(target):
         _no_settings(words, "the run folder")
         report = verification.verify_folder(Path(target), partial(find_program, LedgerProgram.GETH, "", os.environ))
     elif not words:
@@ -76,6 +76,13 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         tables.show_verification(report, console())
     return 1 if report.mismatches else 0
+
+
+def _is_folder(target: str) -> bool:
+    try:
+        return Path(target).is_dir()
+    except OSError as exc:
+        raise ConfigError(f"{target} cannot be read: {exc.strerror}") from exc
 
 
 def _no_settings(words: Sequence[str], target: str) -> None:

@@ -25,19 +25,24 @@ class RunFolder:
     def create(cls, root: Path) -> RunFolder:
         """A new folder, or one that is there and empty; ConfigError for one that holds anything."""
         root = root.absolute()
-        if root.is_dir() and any(root.iterdir()):
-            raise ConfigError(f"run_dir: {root} is not empty; name another folder or remove it")
         try:
             root.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(root.iterdir())
         except OSError as exc:
             raise ConfigError(f"run_dir: {root}: {exc.strerror}") from exc
+        if not is_empty:
+            raise ConfigError(f"run_dir: {root} is not empty; name another folder or remove it")
         return cls(root)
 
     @classmethod
     def existing(cls, root: str | Path) -> RunFolder:
-        """The folder of a run that was made before; ConfigError where it is none."""
+        """The folder of a run that was made before; ConfigError where it is none, or may not be looked into."""
         folder = cls(Path(root).absolute())
-        if not folder.ledger.is_dir():
+        try:
+            is_run = folder.ledger.is_dir()
+        except OSError as exc:
+            raise ConfigError(f"{root} cannot be read: {exc.strerror}") from exc
+        if not is_run:
             raise ConfigError(f"{root} is not the folder of a run: it has no {folder.ledger.relative_to(folder.root)}")
         return folder
 
