@@ -48,14 +48,17 @@ class Summary:
     run_dir: Path
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `swarm-hpc local --json` prints and summary.json holds."""
+        """The object that `swarm-hpc local --json` prints and summary.json holds; null for what is no finite number,
+        which JSON has not."""
         return {
             "experiment": self.experiment,
             "merge": str(self.merge),
             "metric": self.metric,
             "rounds": len(self.rounds),
-            "sites": [{"site": one.site, "alone": one.alone, "swarm": one.swarm} for one in self.sites],
-            "pooled": self.pooled,
+            "sites": [
+                {"site": one.site, "alone": _finite(one.alone), "swarm": _finite(one.swarm)} for one in self.sites
+            ],
+            "pooled": _finite(self.pooled),
             "seconds": self.seconds,
             "ledger": {
                 "kind": self.ledger.kind,
@@ -99,6 +102,10 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _program() -> str:
     """The command as it can be typed here: by its path where the environment is not active."""
     beside = Path(sys.executable).with_name("swarm-hpc")
@@ -139,14 +146,15 @@ def draw(summary: Summary, file: Path) -> None:
 def _draw_bars(axes: Any, summary: Summary) -> None:
     places = range(len(summary.sites))
     small = "small" if len(places) <= 4 else "xx-small"
-    swarm = [one.swarm for one in summary.sites]
-    alone = [one.alone for one in summary.sites if one.alone is not None]
+    # a bar that has no end is left out
+    swarm = [one.swarm if math.isfinite(one.swarm) else math.nan for one in summary.sites]
+    alone = [one.alone if math.isfinite(one.alone) else math.nan for one in summary.sites if one.alone is not None]
     if len(alone) == len(swarm):
         bars = axes.bar([at - 0.2 for at in places], alone, 0.38, label="alone", color="#b8c4d6")
         axes.bar_label(bars, fmt="%.3f", fontsize=small, padding=2)
     bars = axes.bar([at + (0.2 if alone else 0) for at in places], swarm, 0.38, label="in the swarm", color="#1f5fa8")
     axes.bar_label(bars, fmt="%.3f", fontsize=small, padding=2)
-    pooled = summary.pooled
+    pooled = _finite(summary.pooled)
     if pooled is not None:
         label = f"pooled data ({pooled:.3f})"
         # behind the bars, whose own figures it would cross out
@@ -159,9 +167,10 @@ def _draw_bars(axes: Any, summary: Summary) -> None:
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """From a tenth well below the lowest value, to 1 and the room for a label; or wherever the values are."""
-    if min(values) < 0 or max(values) > 1:
-        return min(0.0, *values) * 1.1, max(values) * 1.1
-    lower = max(0.0, math.floor((min(values) - 0.05) * 10) / 10)
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    if min(finite) < 0 or max(finite) > 1:
+        return min(0.0, *finite) * 1.1, max(finite) * 1.1
+    lower = max(0.0, math.floor((min(finite) - 0.05) * 10) / 10)
     return lower, 1 + 0.04 * (1 - lower)
 
 

@@ -97,3 +97,18 @@ def test_a_run_is_saved_with_and_without_losses_metrics_and_baselines(tmp_path):
         results.save(one)
         assert json.loads((tmp_path / str(number) / "summary.json").read_text()) == one.as_json()
         assert (tmp_path / str(number) / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["one site", "everywhere"])
+def test_a_run_whose_metric_is_no_finite_number_is_saved_and_shown(tmp_path, value, where):
+    one = summary(tmp_path, rounds=[round_(1, {"alpha": 1.0, "beta": 2.0})])
+    diverged = [replace(site, alone=value, swarm=value) for site in one.sites]
+    sites = (diverged[0], one.sites[1]) if where == "one site" else tuple(diverged)
+    one = replace(one, sites=sites, pooled=value)
+    results.save(one)
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert (found["sites"][0], found["pooled"]) == ({"site": "alpha", "alone": None, "swarm": None}, None)
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert f" {value:.3f} " in shown(one)
