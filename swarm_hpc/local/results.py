@@ -169,7 +169,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     """From a tenth well below the lowest value, to 1 and the room for a label; or wherever the values are."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     if min(finite) < 0 or max(finite) > 1:
-        return min(0.0, *finite) * 1.1, max(finite) * 1.1
+        return min(0.0, *finite) * 1.1, max(0.0, *finite) * 1.1
     lower = max(0.0, math.floor((min(finite) - 0.05) * 10) / 10)
     return lower, 1 + 0.04 * (1 - lower)
 

@@ -112,3 +112,10 @@ def test_a_run_whose_metric_is_no_finite_number_is_saved_and_shown(tmp_path, val
     assert (found["sites"][0], found["pooled"]) == ({"site": "alpha", "alone": None, "swarm": None}, None)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert f" {value:.3f} " in shown(one)
+
+
+@pytest.mark.parametrize("values", [[-3.0, -1.0], [-0.5, -0.5], [-1.0, 2.0], [3.0, 7.5], [0.8, 0.96]])
+def test_every_bar_ends_within_the_figure(values):
+    lower, upper = results._limits(values)
+    assert lower < min(values)
+    assert max(values) < upper
