@@ -729,6 +729,8 @@ def load(cls: type[T], values: object) -> T:
             raise ConfigError(f"{key}.{inner}" if key else str(inner)) from exc
         if first["type"] == "unexpected_keyword_argument":
             raise ConfigError(f"{key}: there is no such setting") from exc
+        if first["type"] == "missing":  # its input is all that is there, variables with tokens among it
+            raise ConfigError(f"{key}: no value") from exc
         raise ConfigError(f"{key}: {first['msg']} (it is {first['input']!r})") from exc
     return settings
 

@@ -309,6 +309,13 @@ def test_verify_and_status_say_what_they_need(capsys, tmp_path):
     assert run(capsys, "status", "a", "b")[0] == 2
 
 
+def test_a_setting_that_a_file_lacks_is_named_and_no_token_in_that_file_is_told(capsys, own_groups):
+    file = Path(own_groups) / "experiment" / "mine.yaml"
+    file.write_text(file.read_text().replace("metric: accuracy\n", "").replace("EPOCHS: 3", "HF_TOKEN: s3cret"))
+    code, out, err = run(capsys, "local", "experiment=mine", "--config-dir", own_groups)
+    assert (code, out, err) == (2, "", "swarm-hpc: experiment.metric: no value\n")
+
+
 def test_a_run_folder_that_may_not_be_looked_into_is_named(capsys, tmp_path, monkeypatch):
     closed, look = tmp_path / "closed", Path.stat
     closed.touch()  # no folder: root cannot make one in it, either
