@@ -39,24 +39,26 @@ def is_uri(text: str) -> bool:
 
 def parse_uri(text: str) -> Uri:
     """ConfigError, which never repeats a password: what a task says can be read by all sites, for ever."""
+    # one with a / in it is no password to urlsplit: whatever has an @ is not shown
+    shown = "the URI" if "@" in text else repr(text)
     try:
         split = urlsplit(text)
         host, has_password = split.hostname or "", "@" in split.netloc
         _ = split.port  # ValueError
     except ValueError as exc:
-        raise ConfigError(f"is no URI: {exc}") from exc
+        raise ConfigError("is no URI" if "@" in text else f"is no URI: {exc}") from exc
     if has_password:
         raise ConfigError(
             f"{split.scheme}://...@{host}: a name or password cannot be part of a task, which all sites can read for "
             "ever: fetch it at each site, by hand, and name it by file:///path"
         )
     if not text.isprintable() or " " in text or not text.lower().startswith(tuple(f"{one}://" for one in SCHEMES)):
-        raise ConfigError(f"{text!r}: give a URI that begins with http://, https:// or file:///")
+        raise ConfigError(f"{shown}: give a URI that begins with http://, https:// or file:///")
     path = unquote(split.path)
     if split.scheme != FILE and not host:
-        raise ConfigError(f"{text!r} names no host")
+        raise ConfigError(f"{shown} names no host")
     if split.scheme == FILE and (split.netloc not in ("", "localhost") or not path.startswith("/")):
-        raise ConfigError(f"{text!r}: a file of this host is file:///path")
+        raise ConfigError(f"{shown}: a file of this host is file:///path")
     if split.scheme == FILE and (not path.isprintable() or split.query or split.fragment):
-        raise ConfigError(f"{text!r}: is no path of a file: write %23 for #, %3F for ?")
+        raise ConfigError(f"{shown}: is no path of a file: write %23 for #, %3F for ?")
     return Uri(text, split.scheme, host, path)

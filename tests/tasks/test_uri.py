@@ -39,6 +39,10 @@ def test_what_can_be_fetched_is_taken_apart(text, scheme, path, name):
         "gopher://jane:s3cret@example.org/",
         "http://jane:s3cret@example.org/",
         "http://jane@example.org/",
+        "http://jane:s3cret/more@example.org/",
+        "http://jane\uff1as3cret@example.org/",
+        "http:/jane:s3cret@example.org/",
+        "jane:s3cret@example.org/",
     ],
 )
 def test_anything_else_is_refused_without_a_password_being_told(text):
