@@ -434,8 +434,7 @@ class SlConfig:
 
     def __post_init__(self) -> None:
         node_name(self, "name")
-        if not 1 <= self.node_weight <= 100:
-            raise ConfigError(f"node_weight: {self.node_weight} is outside 1-100")
+        weight(self, "node_weight")
 
 
 @with_config(_STRICT)
@@ -605,6 +604,7 @@ class SubmitConfig:
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def __post_init__(self) -> None:
+        weight(self, "node_weight")
         positive(self, "poll_s", "wait_s")
 
 
@@ -747,6 +747,12 @@ def at_least(settings: object, least: int, *keys: str) -> None:
     for key in keys:
         if getattr(settings, key) < least:
             raise ConfigError(f"{key}: {getattr(settings, key)} must be at least {least}")
+
+
+def weight(settings: object, key: str) -> None:
+    """Refuse what is no weight of a node."""
+    if not 1 <= getattr(settings, key) <= 100:
+        raise ConfigError(f"{key}: {getattr(settings, key)} is outside 1-100")
 
 
 def enough_peers(merge: Merge, rules: RoundConfig) -> None:

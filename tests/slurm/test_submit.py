@@ -102,6 +102,7 @@ def test_the_cluster_may_say_which_site_it_is_and_where_its_profile_lies(
     [
         (["site=aleph"], "site=aleph: no such choice; did you mean alpha?"),
         (["site=alpha", "site.nodes=0"], "site.nodes: 0 must be at least 1"),
+        (["site=alpha", "node_weight=101"], "node_weight: 101 is outside 1-100"),
         (["site=alpha", "site.partitoin=x"], "did you mean site.partition?"),
         ([], "site.name: no value"),
     ],
