@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -20,6 +21,8 @@ from rich.text import Text
 from swarm_hpc.config import TransferMode
 from swarm_hpc.local.folder import RunFolder
 from swarm_hpc.records import CheckIn, LedgerStatus, Merge, MergeMethod, Round
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class Summary:
 
 
 def save(summary: Summary) -> None:
-    """Write summary.json and the figure into the run folder."""
+    """Write summary.json and, where there is matplotlib, the figure into the run folder."""
     folder = RunFolder(summary.run_dir)
     folder.summary.write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")
     draw(summary, folder.plot)
@@ -93,7 +96,9 @@ def show(summary: Summary, console: Console) -> None:
         f" blocks, {summary.seconds:g} s"
     )
     run_dir = summary.run_dir
-    console.print(f"run folder  {run_dir}\nfigure      {RunFolder(run_dir).plot}", soft_wrap=True, highlight=False)
+    plot = RunFolder(run_dir).plot
+    figure = plot if plot.exists() else "none"
+    console.print(f"run folder  {run_dir}\nfigure      {figure}", soft_wrap=True, highlight=False)
     rows = "\n".join(f"  {line}" for line in _next_steps(summary))
     console.print(f"try next\n{rows}", soft_wrap=True, highlight=False)
 
@@ -124,9 +129,15 @@ def _next_steps(summary: Summary) -> Sequence[str]:
 
 
 def draw(summary: Summary, file: Path) -> None:
-    """The figure, as a PNG: bars per site (alone, in the swarm, the pooled-data line); loss and metric by round."""
-    from matplotlib.figure import Figure
+    """The figure, as a PNG: bars per site (alone, in the swarm, the pooled-data line); loss and metric by round.
 
+    Without matplotlib, which is an extra, there is none, and a warning.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("no figure: that needs matplotlib, which is not installed: pip install 'swarm-hpc[ui]'")
+        return
     curves = {
         "training loss": _by_round(summary.rounds, lambda check_in: check_in.loss),
         summary.metric: _by_round(summary.rounds, lambda check_in: check_in.metric),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,16 @@ def test_a_run_is_saved_with_and_without_losses_metrics_and_baselines(tmp_path):
         results.save(one)
         assert json.loads((tmp_path / str(number) / "summary.json").read_text()) == one.as_json()
         assert (tmp_path / str(number) / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_saved_and_shown_without_matplotlib_which_is_an_extra(tmp_path, monkeypatch, caplog):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    one = summary(tmp_path)
+    results.save(one)
+    assert "no figure: that needs matplotlib" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert "0.950" in shown(one)
 
 
 @pytest.mark.slow
