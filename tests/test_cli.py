@@ -316,6 +316,16 @@ def test_a_setting_that_a_file_lacks_is_named_and_no_token_in_that_file_is_told(
     assert (code, out, err) == (2, "", "swarm-hpc: experiment.metric: no value\n")
 
 
+def test_more_sites_than_there_are_names_for_are_refused(capsys, own_groups, tmp_path):
+    words = ["experiment=mine", "+experiment.max_sites=30", "sites=25", f"run_dir={tmp_path / 'run'}"]
+    assert run(capsys, "local", *words, "--config-dir", own_groups) == (
+        2,
+        "",
+        "swarm-hpc: sites: 25 is more than there are names for: 24\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_that_may_not_be_looked_into_is_named(capsys, tmp_path, monkeypatch):
     closed, look = tmp_path / "closed", Path.stat
     closed.touch()  # no folder: root cannot make one in it, either

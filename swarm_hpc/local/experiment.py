@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from swarm_hpc import processes
 from swarm_hpc.config import ExperimentConfig, LocalConfig, ProgramConfig
-from swarm_hpc.errors import NotReachable, ProgramFailed, TimedOut
+from swarm_hpc.errors import ConfigError, NotReachable, ProgramFailed, TimedOut
 from swarm_hpc.local.containers import Containers
 from swarm_hpc.local.folder import POOLED, RunFolder
 from swarm_hpc.local.progress import ProgressView, Watched
@@ -37,10 +37,12 @@ PREPARE_S: Final = 300.0
 def run(config: LocalConfig, examples: Path) -> Summary:
     """Run the experiment and return what came of it; the run folder has all that it left behind.
 
-    ProgramFailed as soon as any process ends with an error, TimedOut after config.timeout_s. KeyboardInterrupt, also
-    from SIGTERM, ends every process first.
+    ConfigError: more sites than there are names for. ProgramFailed as soon as any process ends with an error, TimedOut
+    after config.timeout_s. KeyboardInterrupt, also from SIGTERM, ends every process first.
     """
     started = time.monotonic()
+    if config.sites > len(SITE_NAMES):
+        raise ConfigError(f"sites: {config.sites} is more than there are names for: {len(SITE_NAMES)}")
     sites = SITE_NAMES[: config.sites]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     root = Path(config.run_dir or f"runs/{config.experiment.name}-{stamp}")
