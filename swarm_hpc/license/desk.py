@@ -103,6 +103,7 @@ class Desk:
     file: Path
     warn_days: float
     _warned_at: float = field(default=float("-inf"))
+    _told_problem: bool = False
     _unsaved: bool = False
 
     @classmethod
@@ -151,10 +152,12 @@ class Desk:
             log.warning("%s was not heard of for %g s: its seats are free", seat.node, self.lease_s)
 
     def warn(self) -> None:
-        """Say in the log, once a day, that the licence ends soon, or that there is none that holds."""
+        """Say in the log, once a day, that the licence ends soon; at once, and then once a day, that none holds."""
         status = self.status()
-        now = time.monotonic()
-        if (status.problem or status.warning) and now - self._warned_at >= _WARN_EVERY_S:
+        now, is_problem = time.monotonic(), bool(status.problem)
+        is_new = is_problem and not self._told_problem
+        self._told_problem = is_problem
+        if (status.problem or status.warning) and (is_new or now - self._warned_at >= _WARN_EVERY_S):
             self._warned_at = now
             log.warning("%s", status.problem or status.warning)
 

@@ -14,6 +14,7 @@ import pytest
 from swarm_hpc.config import ConnectionConfig
 from swarm_hpc.errors import ConfigError, DiskFull, LicenseError, NotAuthorized, ProtocolError
 from swarm_hpc.license import node
+from swarm_hpc.license.desk import Desk
 from swarm_hpc.records import Kind
 from swarm_hpc.transport.client import ApiClient, expect_kind
 from tests.license.conftest import seat
@@ -121,6 +122,18 @@ async def test_a_licence_that_has_ended_renews_nothing_and_its_end_is_warned_of(
     status = await alpha.status()
     assert status.terms is not None
     assert "ended on" in status.problem
+
+
+def test_the_log_says_at_once_that_the_licence_has_ended_though_its_end_was_told_today(owner, caplog) -> None:
+    now = datetime.now(UTC)
+    owner.install(valid_until=now + timedelta(hours=3))
+    desk = Desk.open(owner.data_dir, owner.key.public_key(), lease_s=60, warn_days=14)
+    desk.warn()
+    owner.put(valid_until=now - timedelta(seconds=1))
+    for _ in range(3):
+        desk.warn()
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert [text.partition(" on ")[0] for text in warnings] == ["licence lung ends", "licence lung ended"]
 
 
 async def test_nodes_ask_for_seats_of_their_own_site_only(start, client, owner) -> None:
