@@ -64,8 +64,12 @@ def run(config: LocalConfig, examples: Path) -> Summary:
             for site in sites:
                 swarm.start_sl(site, programs.swarm(site))
             watch = _Watch(swarm, baselines, view)
-            swarm.wait(sites, config.timeout_s - (time.monotonic() - started), watch)
-            baselines.wait(config.timeout_s - (time.monotonic() - started), watch)
+            deadline = started + config.timeout_s
+            try:
+                swarm.wait(sites, max(0.0, deadline - time.monotonic()), watch)
+                baselines.wait(max(0.0, deadline - time.monotonic()), watch)
+            except TimedOut as exc:
+                raise TimedOut(f"the run takes longer than timeout_s={config.timeout_s:g}: {exc}") from exc
         client = swarm.client()
         rounds = [r for r in fetch_rounds(client, config.round.contract) if r.state is RoundState.PUBLISHED]
         status = fetch_status(client)

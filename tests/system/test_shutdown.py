@@ -36,15 +36,20 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
     return found
 
 
+def command_of(tmp_path: Path, *words: str) -> list[str]:
+    """`swarm-hpc local` of two sites that train until they are told to stop, in the folder `run`."""
+    experiment = tmp_path / "conf" / "experiment" / "tiny.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(EXPERIMENT.format(program=TINY, last_round=tmp_path / "last-round"))
+    words = ("experiment=tiny", "sites=2", "baselines=false", f"run_dir={tmp_path / 'run'}", "--json", *words)
+    return [sys.executable, "-m", "swarm_hpc.cli", "local", *words, "--config-dir", str(tmp_path / "conf")]
+
+
 @pytest.fixture
 def local(tmp_path):
     """A running `swarm-hpc local` whose two sites train until they are told to stop; (process, run folder)."""
     run_dir = tmp_path / "run"
-    experiment = tmp_path / "conf" / "experiment" / "tiny.yaml"
-    experiment.parent.mkdir(parents=True)
-    experiment.write_text(EXPERIMENT.format(program=TINY, last_round=tmp_path / "last-round"))
-    words = ["local", "experiment=tiny", "sites=2", "baselines=false", f"run_dir={run_dir}", "--json"]
-    command = [sys.executable, "-m", "swarm_hpc.cli", *words, "--config-dir", str(tmp_path / "conf")]
+    command = command_of(tmp_path)
     output = tmp_path / "local.log"
     with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
 
@@ -77,6 +82,14 @@ def test_a_killed_run_leaves_no_process(local):
     process.kill()
     process.wait()
     until(lambda: not processes_of(run_dir), "all processes to die with their supervisor")
+
+
+def test_a_run_that_takes_too_long_names_the_setting(tmp_path):
+    done = subprocess.run(command_of(tmp_path, "timeout_s=1"), capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (4, "")
+    expected = "swarm-hpc: the run takes longer than timeout_s=1: alpha, beta did not end within 0 s; "
+    assert done.stderr.splitlines()[-1].startswith(expected), done.stderr
+    assert processes_of(tmp_path / "run") == []
 
 
 def test_a_dead_site_ends_the_run_with_the_reason(local, tmp_path):
