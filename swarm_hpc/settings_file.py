@@ -8,18 +8,22 @@ from typing import Any, Final
 
 import yaml
 
+from swarm_hpc import durable
 from swarm_hpc.records import encode
 
 GROUP: Final = "node"
 
 
 def write(folder: Path, command: str, name: str, settings: object) -> list[str]:
-    """Write them to `folder`, a hydra search path; what `swarm-hpc` is given to run the command with them."""
+    """Write them to `folder`, a hydra search path; what `swarm-hpc` is given to run the command with them.
+
+    Nobody else may read the file: the variables of a program may be passwords and tokens.
+    """
     file = folder / GROUP / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(_literal(encode(settings)), sort_keys=False)
     words = [command, "--config-dir", str(folder), f"+{GROUP}={name}"]
-    file.write_text(f"# @package _global_\n# swarm-hpc {' '.join(words)}\n{text}", encoding="utf-8")
+    durable.write(file, f"# @package _global_\n# swarm-hpc {' '.join(words)}\n{text}".encode(), mode=0o600)
     return words
 
 

@@ -3,16 +3,25 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from swarm_hpc import __version__, cli
+from swarm_hpc import __version__, cli, settings_file
 from swarm_hpc.cli import settings
 from swarm_hpc.cli.command import Command
-from swarm_hpc.config import LocalConfig, SlConfig, SnConfig, SwopConfig, TransferMode
+from swarm_hpc.config import (
+    IdentityConfig,
+    LocalConfig,
+    ProgramConfig,
+    SlConfig,
+    SnConfig,
+    SwopConfig,
+    TransferMode,
+)
 from swarm_hpc.errors import ConfigError
 from swarm_hpc.records import MergeMethod
 
@@ -314,6 +323,19 @@ def test_a_setting_that_a_file_lacks_is_named_and_no_token_in_that_file_is_told(
     file.write_text(file.read_text().replace("metric: accuracy\n", "").replace("EPOCHS: 3", "HF_TOKEN: s3cret"))
     code, out, err = run(capsys, "local", "experiment=mine", "--config-dir", own_groups)
     assert (code, out, err) == (2, "", "swarm-hpc: experiment.metric: no value\n")
+
+
+def test_nobody_else_may_read_the_settings_of_a_node_with_its_programs_variables(tmp_path):
+    program = ProgramConfig(command=["train"], env={"HF_TOKEN": "s3cret"})
+    identity = IdentityConfig(cert="c.pem", key="k.pem", bundle="b.json")
+    config = SlConfig(name="alpha/sl/a", sn="sn:1", state_dir="state", identity=identity, program=program)
+    file = tmp_path / "node" / "own.yaml"
+    file.parent.mkdir()
+    file.touch(mode=0o644)  # of an earlier start
+    command, *words, choice = settings_file.write(tmp_path, "sl", "own", config)
+    assert (command, words) == ("sl", ["--config-dir", str(tmp_path)])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert settings.load(SlConfig, "sl", [choice], str(tmp_path)) == config
 
 
 def test_more_sites_than_there_are_names_for_are_refused(capsys, own_groups, tmp_path):
