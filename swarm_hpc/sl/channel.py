@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +87,7 @@ class MlChannel:
         self._timeout_s = timeout_s
         self._arena: Arena | None = None
         self._leave: Leave | None = None
+        self._pid = os.getpid()
         connection.settimeout(timeout_s)
 
     @classmethod
@@ -169,6 +170,10 @@ class MlChannel:
 
     def close(self) -> None:
         """End the session and give the arena back. May be repeated."""
+        if os.getpid() == self._pid:
+            # what the program has forked meanwhile has the socket, too, and SL would wait for the end of that
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         if self._arena is not None:
             self._arena.close()

@@ -1,7 +1,9 @@
 """The channel between ML and SL, both ends, over a real socket."""
 
 import asyncio
+import multiprocessing
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -136,6 +138,39 @@ async def test_a_program_that_ends_stops_the_work_for_it(ends):
         await sl.wait_for(work(), lambda: "waiting")
     assert stopped.is_set()
     assert await sl.receive() is None
+
+
+@pytest.fixture
+def fork():
+    """Forks a process that calls a function, as a DataLoader does; ended with the test at the latest."""
+    made = []
+
+    def make(call):
+        made.append(multiprocessing.get_context("fork").Process(target=call, daemon=True))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for child in made:
+        child.kill()
+        child.join()
+
+
+async def test_the_end_of_a_session_is_heard_of_while_a_process_that_the_program_has_forked_lives(ends, fork):
+    ml, sl = ends
+    fork(signal.pause)
+    ml.close()
+    async with asyncio.timeout(5):
+        assert await sl.receive() is None
+
+
+async def test_a_process_that_the_program_has_forked_does_not_end_its_session(ends, fork):
+    ml, sl = ends
+    fork(ml.close).join()
+    asking = asyncio.create_task(asyncio.to_thread(ml.saved))
+    assert await sl.receive() == frames.Saved()
+    await sl.send(frames.Ok())
+    await asking
 
 
 @pytest.mark.parametrize(
