@@ -420,7 +420,7 @@ class SlConfig:
     node_weight: int = 1
     """Weight of this node's parameters in a merge, 1-100, where the ML program does not say."""
     left_file: str = ""
-    """Made when the node has left because of SIGUSR2: its job is to come back. Empty: none."""
+    """Made when the node has left because of SIGUSR2, its training unfinished: its job is to come back. Empty: none."""
     identity: IdentityConfig
     connection: ConnectionConfig = field(default_factory=ConnectionConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

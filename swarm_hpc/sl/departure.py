@@ -31,6 +31,8 @@ class Departure:
         self.reason = ""
         self.warned = False
         """It was SIGUSR2: the job is to come back."""
+        self.finished = False
+        """The training has come to its end all the same: there is nothing to come back for."""
         self.error: SwarmError | None = None
         """What the node's life ends with once it has left, where it leaves because of an error."""
         self.attended = False

@@ -50,7 +50,7 @@ async def run(config: SlConfig) -> None:
             if not departure.stopped:
                 raise
             log.info("stopped: %s", departure.reason)
-    if departure.warned and config.left_file:
+    if departure.warned and not departure.finished and config.left_file:
         await asyncio.to_thread(Path(config.left_file).touch)
 
 
@@ -158,11 +158,14 @@ class _Work:
     async def run(self) -> None:
         """Run the program to its end; without one, wait for the session of a program that is started by hand."""
         self._departure.attended = True
+        await self._run()
+        self._departure.finished = self._has_finished
+
+    async def _run(self) -> None:
         program = self._config.program
         if not program.command:
             log.info("start the program with %s=%s", SOCKET_VARIABLE, self._listener.path)
-            ended = await self._until_left(self._over.wait())
-            if ended and (self._session is None or not self._session.finished):
+            if await self._until_left(self._over.wait()) and not self._has_finished:
                 raise self._error() or ProgramFailed("the ML program went away before its training was finished")
             return
         without = MPI_VARIABLES if self._config.ranks.kind is RanksKind.MPI else ()
@@ -170,9 +173,7 @@ class _Work:
             if not await self._until_left(child.wait()):
                 return
             await self._check_code(child)
-        if self._departure.asked.is_set():
-            return
-        if self._session is None or not self._session.finished:
+        if not (self._departure.asked.is_set() or self._has_finished):
             raise self._error() or ProgramFailed(
                 f"the ML program {program.command[0]} ended before its training was finished: "
                 "does it call SwarmCallback's on_train_begin and on_train_end?"
@@ -219,7 +220,7 @@ class _Work:
             if ended.done():
                 return True
             await asyncio.gather(self._entrance.withdraw(), self._await_saved(ended))
-            return self._session is not None and self._session.finished
+            return self._has_finished
         finally:
             for each in (ended, asked):
                 each.cancel()
@@ -256,6 +257,11 @@ class _Work:
             self._over.set()
         finally:
             connection.close()
+
+    @property
+    def _has_finished(self) -> bool:
+        """The program's training has come to its end."""
+        return self._session is not None and self._session.finished
 
     def _error(self) -> Exception | None:
         return self._session.error if self._session is not None else None

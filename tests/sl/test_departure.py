@@ -36,6 +36,14 @@ SAVES = """
     sys.exit(75)
 """
 SLEEPS = "    time.sleep(600)\n"
+FINISHES = """
+    channel.sync()
+    from swarm_hpc.records import FinishMode
+    channel.finish(FinishMode.INACTIVE)
+print("finished", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+"""
 
 
 @asynccontextmanager
@@ -152,7 +160,7 @@ async def test_a_signal_ends_node_and_program_once_it_has_saved(swarm, number, c
     config = swarm.config("alpha", command=[sys.executable, "-c", OPENS + SAVES])
     config = replace(config, left_file=str(left), program=replace(config.program, log=str(log)))
     running = asyncio.create_task(run(config))
-    await until_open(log)
+    await until_said(log, "open")
     os.kill(os.getpid(), number)
     await running
     assert "the ML program has saved its state" in caplog.text
@@ -161,19 +169,35 @@ async def test_a_signal_ends_node_and_program_once_it_has_saved(swarm, number, c
 
 
 @pytest.mark.slow
+async def test_a_job_is_not_to_come_back_for_a_training_that_was_finished_before_the_warning(swarm, caplog):
+    caplog.set_level(logging.INFO)
+    log, left = swarm.folder / "ml.log", swarm.folder / "left"
+    config = swarm.config("alpha", command=[sys.executable, "-c", OPENS + FINISHES])
+    program = replace(config.program, log=str(log), cwd=str(swarm.folder))
+    running = asyncio.create_task(run(replace(config, left_file=str(left), program=program)))
+    await until_said(log, "finished")
+    os.kill(os.getpid(), signal.SIGUSR2)
+    while "leaving" not in caplog.text:
+        await asyncio.sleep(0.02)
+    (swarm.folder / "go").touch()
+    await running
+    assert not left.exists()
+
+
+@pytest.mark.slow
 async def test_a_program_that_does_not_look_is_ended_in_time_and_named(swarm, caplog):
     log = swarm.folder / "ml.log"
     config = swarm.config("alpha", command=[sys.executable, "-c", OPENS + SLEEPS])
     program = replace(config.program, log=str(log), save_timeout_s=0.3, stop_timeout_s=0.2)
     running = asyncio.create_task(run(replace(config, program=program)))
-    await until_open(log)
+    await until_said(log, "open")
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(10):
         await running
     assert "did not save its state within 0.3 s (program.save_timeout_s)" in caplog.text
 
 
-async def until_open(log):
+async def until_said(log, word):
     async with asyncio.timeout(20):
-        while not log.exists() or "open" not in log.read_text():
+        while not log.exists() or word not in log.read_text():
             await asyncio.sleep(0.02)
