@@ -219,12 +219,23 @@ class _Work:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 return True
-            await asyncio.gather(self._entrance.withdraw(), self._await_saved(ended))
+            await self._withdraw_and_save(ended)
             return self._has_finished
         finally:
             for each in (ended, asked):
                 each.cancel()
             await asyncio.gather(ended, asked, return_exceptions=True)
+
+    async def _withdraw_and_save(self, ended: asyncio.Future[Any]) -> None:
+        withdrawing = asyncio.ensure_future(self._entrance.withdraw())
+        try:
+            await self._await_saved(ended)
+            # no longer: it takes as long as the ledger stands still, and a job's time limit comes before that
+            if (await asyncio.wait({withdrawing}, timeout=_SOON_S))[0]:
+                withdrawing.result()
+        finally:
+            withdrawing.cancel()
+            await asyncio.gather(withdrawing, return_exceptions=True)
 
     async def _await_saved(self, ended: asyncio.Future[Any]) -> None:
         """Have the program save its state, if it is in the middle of a training, and end."""

@@ -11,11 +11,13 @@ from dataclasses import replace
 import pytest
 
 from swarm_hpc.config import TransferMode
-from swarm_hpc.errors import TrainingOver
+from swarm_hpc.errors import LedgerHalted, TrainingOver
 from swarm_hpc.records import FinishMode
+from swarm_hpc.sl import member
 from swarm_hpc.sl.channel import LeaveAsked
 from swarm_hpc.sl.departure import REASONS, Departure
 from swarm_hpc.sl.node import live, run
+from swarm_hpc.sn.membership import Membership
 
 pytestmark = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
@@ -93,6 +95,23 @@ async def test_a_program_that_trains_is_told_at_its_next_look(swarm):
         while (reason := alpha.channel.leave_reason()) is None:
             await asyncio.sleep(0.02)
         assert reason == "the node is stopped (SIGTERM)"
+        with pytest.raises(LeaveAsked):
+            await alpha.sync()
+        await asyncio.to_thread(alpha.channel.saved)
+        alpha.close()
+
+
+@pytest.mark.slow
+async def test_a_node_whose_program_has_saved_does_not_wait_for_a_ledger_that_stands_still(swarm, monkeypatch):
+    async def refuse(self, name, incarnation):
+        raise LedgerHalted("the ledger stands still; missing: delta")
+
+    monkeypatch.setattr(member, "_LEAVE_TIMEOUT_S", 0.1)
+    async with leaving_node(swarm, "alpha") as departure:
+        alpha = swarm.program("alpha")
+        await alpha.open(1.0)
+        monkeypatch.setattr(Membership, "leave", refuse)
+        departure.ask(REASONS[signal.SIGUSR2], warned=True)
         with pytest.raises(LeaveAsked):
             await alpha.sync()
         await asyncio.to_thread(alpha.channel.saved)
