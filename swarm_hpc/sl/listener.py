@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterator
@@ -101,6 +102,13 @@ class Connection:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+
+    @property
+    def is_over(self) -> bool:
+        """The program has closed it, whether or not everything before that was read."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # POLLHUP is always told
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the connection. May be repeated."""

@@ -144,6 +144,8 @@ class _Work:
         self._listener = listener
         self._departure = departure
         self._session: Session | None = None
+        self._served: Connection | None = None
+        """Where the session's program is; None when it is over."""
         self._over = asyncio.Event()
 
     async def serve_programs(self) -> None:
@@ -255,16 +257,20 @@ class _Work:
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            if self._session is not None and not self._over.is_set():
-                await connection.refuse(ProtocolError("another program has a session with this SL node"))
-                return
+            while self._served is not None:
+                if not self._served.is_over:
+                    await connection.refuse(ProtocolError("another program has a session with this SL node"))
+                    return
+                await self._over.wait()
             self._over.clear()
+            self._served = connection
             self._session = Session(self._config, self._entrance)
             await self._session.serve(connection)
             if self._session.joined and not self._session.finished and not self._departure.asked.is_set():
                 # the program may run on without us, or for long until it has ended: the peers must not wait for it
                 log.warning("the ML program closed its session before its training was finished")
                 await self._entrance.abandon()
+            self._served = None
             self._over.set()
         finally:
             connection.close()

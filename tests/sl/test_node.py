@@ -21,9 +21,11 @@ from swarm_hpc.errors import (
 )
 from swarm_hpc.kernels.plan import TensorSpec
 from swarm_hpc.records import ContractState, FinishMode, MergeMethod, Platform
+from swarm_hpc.sl.channel import MlChannel, OpenRequest
 from swarm_hpc.sl.node import live, run
 from swarm_hpc.sl.participant import Participant
 from swarm_hpc.sn.ledger import Ledger
+from tests.sl.conftest import TENSORS
 
 gateway_only = pytest.mark.parametrize("transfer", [TransferMode.GATEWAY], indirect=True)
 
@@ -276,6 +278,23 @@ async def test_a_second_program_is_refused_while_the_first_has_its_session(swarm
         await swarm.program("alpha").open()
         with pytest.raises(ProtocolError, match="another program"):
             await swarm.program("alpha").open()
+
+
+@gateway_only
+@pytest.mark.parametrize("finished", [False, True])
+async def test_a_program_may_open_another_session_as_soon_as_it_has_closed_its_last_one(swarm, finished):
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    async with swarm.node("alpha", command=sleeps, min_peers=1):
+        first, second = swarm.program("alpha"), swarm.program("alpha")
+        await first.open()
+        if finished:
+            await first.finish(FinishMode.INACTIVE)
+        first.close()
+        # without a pause in which the node could hear of that
+        second.channel = MlChannel.connect(str(second.socket))
+        request = OpenRequest(platform=Platform.PYTORCH, tensors=TENSORS, contract="another")
+        session = await asyncio.to_thread(second.channel.open, request)
+        assert session.contract == "another"
 
 
 @gateway_only
