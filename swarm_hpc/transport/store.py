@@ -199,17 +199,14 @@ class BlobStore:
         BlobNotFound when it is no regular file; BlobCorrupt leaves it where it is.
         """
         target = self.folder / blob_name(blob)
-        if target.is_file():
-            _remove(source)
-            return
-        size_bytes = _verify_file(source, blob)
         try:
-            source.replace(target)
-            _sync_folder(self.folder)
-        except OSError as exc:
-            if exc.errno not in _OTHER_FILE_SYSTEM:
-                raise _failed(self.folder, exc) from exc
-            self._copy(source, blob, size_bytes)
+            if not target.is_file():
+                self._move_in(source, target, blob)
+        except BlobError:
+            # nodes of a site that have the same parameters hand them in at the same time: another one was first
+            if not target.is_file():
+                raise
+        _remove(source)
 
     def delete(self, blob: str) -> None:
         """Remove a blob; nothing happens if it is not there. A download under way goes on."""
@@ -219,11 +216,31 @@ class BlobStore:
         """The hashes of all blobs, sorted."""
         return sorted(entry.name for entry in self.folder.iterdir() if _BLOB.fullmatch(entry.name))
 
+    def _move_in(self, source: Path, target: Path, blob: str) -> None:
+        size_bytes = _verify_file(source, blob)
+        try:
+            if _renamed(source, target):
+                _sync_folder(self.folder)
+            else:
+                self._copy(source, blob, size_bytes)
+        except OSError as exc:
+            raise _failed(self.folder, exc) from exc
+
     def _copy(self, source: Path, blob: str, size_bytes: int) -> None:
         with source.open("rb", buffering=0) as file, self.writer(blob, size_bytes) as writer:
             while chunk := file.read(BLOCK_BYTES):
                 writer.write(chunk)
-        _remove(source)
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Rename; False where they are on two file systems."""
+    try:
+        source.replace(target)
+    except OSError as exc:
+        if exc.errno not in _OTHER_FILE_SYSTEM:
+            raise
+        return False
+    return True
 
 
 def _create_beside(target: Path, blob: str) -> tuple[Path, int]:

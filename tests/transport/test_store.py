@@ -1,5 +1,6 @@
 """A blob is in the store whole and verified, or not at all: also after a kill, on a full disk, with two writers."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from blake3 import blake3
 
 from swarm_hpc.errors import BlobCorrupt, BlobNotFound, DiskFull, ProtocolError
+from swarm_hpc.transport import store as blob_store
 from swarm_hpc.transport.store import BLOCK_BYTES, BlobStore, BlobWriter, hash_bytes
 
 DATA = os.urandom(BLOCK_BYTES + 999) + b"!"
@@ -199,6 +201,23 @@ def test_adopting_again_does_nothing(store, tmp_path):
     store.adopt(shared(tmp_path), BLOB)
     store.adopt(tmp_path / "shared" / BLOB, BLOB)
     assert store.blobs() == [BLOB] and not (tmp_path / "shared" / BLOB).exists()
+
+
+@pytest.mark.parametrize("renames", [True, False], ids=["by rename", "by copy"])
+def test_what_another_request_has_adopted_meanwhile_is_there(store, tmp_path, monkeypatch, renames):
+    source, verify = shared(tmp_path), blob_store._verify_file
+
+    def and_be_overtaken(path, blob):
+        size_bytes = verify(path, blob)
+        monkeypatch.setattr(blob_store, "_verify_file", verify)
+        store.adopt(path, blob)
+        return size_bytes
+
+    monkeypatch.setattr(blob_store, "_verify_file", and_be_overtaken)
+    if not renames:
+        monkeypatch.setattr(blob_store, "_OTHER_FILE_SYSTEM", blob_store._OTHER_FILE_SYSTEM | {errno.ENOENT})
+    store.adopt(source, BLOB)
+    assert store.blobs() == [BLOB] and not source.exists()
 
 
 def test_a_corrupt_file_is_not_adopted(store, tmp_path):
