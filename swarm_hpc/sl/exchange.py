@@ -6,10 +6,11 @@ import asyncio
 import errno
 import logging
 import os
+import threading
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -88,8 +89,22 @@ class GatewayExchange:
         if self._shared_dir is None:
             await self._sn.upload(blob, data, contract)
             return
-        await asyncio.to_thread(_write, self._shared_dir / blob, data)
-        await self._sn.adopt(blob, contract)
+        file, given_up = self._shared_dir / blob, threading.Event()
+
+        def write() -> None:
+            _write(file, data)
+            if given_up.is_set():
+                file.unlink(missing_ok=True)
+
+        try:
+            await asyncio.to_thread(write)
+            await self._sn.adopt(blob, contract)
+        except BaseException:
+            # nobody else removes it: the next blob has another name
+            given_up.set()
+            with suppress(OSError):
+                file.unlink()
+            raise
 
     async def fetch(self, blob: str, holders: Iterable[str], *buffers: memoryview) -> memoryview:
         """Download from the SN, whoever the holders are."""

@@ -1,15 +1,17 @@
 """How parameters travel: the shared folder of `gateway`, and what a node keeps, shows and deletes with `direct`."""
 
 import asyncio
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 
 from swarm_hpc.config import ConnectionConfig, SnConfig, TransferConfig, TransferMode
-from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
+from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized, NotReachable
 from swarm_hpc.identity import certs
 from swarm_hpc.records import Merge, NodeName, Wire
+from swarm_hpc.sl import exchange as exchange_module
 from swarm_hpc.sl.exchange import DirectExchange, GatewayExchange
 from swarm_hpc.sl.server import Readers, advertised
 from swarm_hpc.sn import node as sn_node
@@ -36,6 +38,42 @@ async def test_blobs_go_through_the_shared_folder_where_there_is_one(tmp_path, i
             await asyncio.gather(alpha.sync(), beta.sync())
             assert alpha.weight == pytest.approx([2.0] * 5)
         assert list(shared.iterdir()) == []
+
+
+class Refusing:
+    """An SN that adopts nothing."""
+
+    async def adopt(self, blob, contract):
+        raise NotReachable("nobody answers")
+
+
+async def test_what_the_sn_does_not_take_is_not_left_in_the_shared_folder(tmp_path):
+    with pytest.raises(NotReachable):
+        await GatewayExchange(Refusing(), tmp_path).offer("ab", memoryview(b"data"), "digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_node_that_is_told_to_leave_meanwhile_leaves_nothing_in_the_shared_folder(tmp_path, monkeypatch):
+    begun, may_end, ended = asyncio.Event(), threading.Event(), threading.Event()
+    loop, write = asyncio.get_running_loop(), exchange_module._write
+
+    def write_slowly(target, data):
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(20)
+        write(target, data)
+        ended.set()
+
+    monkeypatch.setattr(exchange_module, "_write", write_slowly)
+    offering = asyncio.create_task(GatewayExchange(Refusing(), tmp_path).offer("ab", memoryview(b"data"), "digits"))
+    await begun.wait()
+    offering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await offering
+    may_end.set()
+    assert await asyncio.to_thread(ended.wait, 20)
+    async with asyncio.timeout(5):
+        while list(tmp_path.iterdir()):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_shared_folder_that_is_not_there_is_a_settings_error(tmp_path):
