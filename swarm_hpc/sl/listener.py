@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from swarm_hpc.errors import ProtocolError, SwarmError
+from swarm_hpc.errors import ConfigError, ProtocolError, SwarmError
 from swarm_hpc.sl.frames import (
     PREFIX_BYTES,
     REQUESTS,
@@ -165,15 +165,18 @@ class Listener:
 
 @contextmanager
 def listen(state_dir: Path) -> Iterator[Listener]:
-    """Listen in a folder for this user only, `channel_dir(state_dir)`."""
+    """Listen in a folder for this user only, `channel_dir(state_dir)`. ConfigError: that cannot be."""
     folder = channel_dir(state_dir)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
     path = folder / _SOCKET
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listening:
-        with address_of(path) as address:
-            listening.bind(address)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o700)
+            path.unlink(missing_ok=True)
+            with address_of(path) as address:
+                listening.bind(address)
+        except OSError as exc:
+            raise ConfigError(f"state_dir: no socket can be made in {folder}: {exc.strerror or exc}") from exc
         listening.listen()
         inode = path.stat().st_ino
         try:

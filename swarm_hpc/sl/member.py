@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from swarm_hpc.errors import Fenced, LedgerHalted, NotFound, SwarmError, TransportError
+from swarm_hpc.errors import ConfigError, Fenced, LedgerHalted, NotFound, SwarmError, TransportError
 from swarm_hpc.records import Progress
 from swarm_hpc.sn.client import SnClient
 
@@ -107,14 +107,21 @@ class Member:
 
 
 def load_instance(state_dir: Path) -> str:
-    """The random ID of this node's state folder, made on first use: a restart with it takes over at once."""
+    """The random ID of this node's state folder, made on first use: a restart with it takes over at once.
+
+    ConfigError: the folder cannot be used.
+    """
     file = state_dir / "instance"
     try:
-        return file.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        instance = uuid.uuid4().hex
-        beside = file.with_suffix(f".{instance}")
-        beside.write_text(instance + "\n", encoding="ascii")
-        beside.rename(file)
-        return instance
+        return file.read_text(encoding="ascii").strip() if file.exists() else _make_instance(file)
+    except OSError as exc:
+        raise ConfigError(f"state_dir: {exc.filename or state_dir}: {exc.strerror or exc}") from exc
+
+
+def _make_instance(file: Path) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    instance = uuid.uuid4().hex
+    beside = file.with_suffix(f".{instance}")
+    beside.write_text(instance + "\n", encoding="ascii")
+    beside.rename(file)
+    return instance

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm_hpc.errors import ModelMismatch, NotReachable, ProtocolError, TimedOut
+from swarm_hpc.errors import ConfigError, ModelMismatch, NotReachable, ProtocolError, TimedOut
 from swarm_hpc.kernels.arena import Arena
 from swarm_hpc.kernels.plan import TensorSpec, place
 from swarm_hpc.records import FinishMode, MergeMethod, Platform, Progress
@@ -238,6 +238,12 @@ async def test_a_socket_may_lie_deeper_than_an_address_is_long(tmp_path):
         (await connecting).close()
         connection.close()
     assert not listener.path.exists()
+
+
+def test_a_state_folder_in_which_nobody_can_listen_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"state_dir: no socket can be made in .*/file/channel: Not a directory"):
+        listen(tmp_path / "file").__enter__()
 
 
 def test_no_sl_node_is_an_error_that_names_the_socket(tmp_path):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from swarm_hpc.errors import Fenced, NotFound
-from swarm_hpc.sl.member import Member
+from swarm_hpc.errors import ConfigError, Fenced, NotFound
+from swarm_hpc.sl.member import Member, load_instance
 
 
 class Sn:
@@ -86,3 +86,13 @@ async def test_a_node_that_another_process_has_replaced_stops(alive):
     sn.may_arrive.set()
     with pytest.raises(Fenced):
         await task
+
+
+def test_a_state_folder_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^state_dir: .*/file/state: Not a directory"):
+        load_instance(tmp_path / "file" / "state")
+
+
+def test_a_state_folder_keeps_its_instance(tmp_path):
+    assert load_instance(tmp_path / "state") == load_instance(tmp_path / "state")
