@@ -77,7 +77,7 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Count; every sync_frequency batches the model's weights become the merged ones."""
         training = self._begun("on_train_batch_end")
-        training.batch_end(_scores(logs), num_batches=batch - self._first_batch + 1)
+        training.batch_end(_scores(logs), num_batches=self._last_batch(batch) - self._first_batch + 1)
         self._follow(training)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -106,6 +106,11 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ha
         if self._training is None:
             raise ConfigError(f"SwarmCallback.{hook}: on_train_begin was not called yet")
         return self._training
+
+    def _last_batch(self, batch: int) -> int:
+        """Keras names the last batch of a full run, also where the epoch ends before that."""
+        steps = (self.params or {}).get("steps")  # None: the length of the data is not known yet
+        return batch if steps is None else min(batch, steps - 1)
 
     def _follow(self, training: Training) -> None:
         if training.over:

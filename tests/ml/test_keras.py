@@ -93,9 +93,10 @@ def test_fit_merges_reports_and_ends_with_the_final_model(ml, sl):
     assert 0 <= last.metric <= 1
 
 
-def test_several_steps_per_execution_are_counted(ml, sl):
+@pytest.mark.parametrize("steps", [2, 3], ids=["that fit into an epoch", "that do not"])
+def test_several_steps_per_execution_are_counted(ml, sl, steps):
     model = build(ml.keras)
-    model.compile(optimizer="sgd", loss="binary_crossentropy", steps_per_execution=2)
+    model.compile(optimizer="sgd", loss="binary_crossentropy", steps_per_execution=steps)
     fit(model, ml.SwarmCallback(sync_frequency=4))
     assert [request.batch for request in sl.asked(SyncRequest)] == [0, 4, 8]
 
