@@ -213,19 +213,24 @@ class Training:
         """Go on from the saved state, if there is one, or from the contract's newest parameters if others went on."""
         saved = self._saved
         if saved is not None:
-            self._load(saved, session.contract)
+            self._load(saved, session)
         if session.resume and not (saved and saved.round == session.round - 1):
             self._model.read(session.arena)
             self.round, self._since_merge = session.round - 1, 0
         elif self.round == 0 or self._since_merge >= self.interval:
             self._sync()
 
-    def _load(self, saved: Step, contract: str) -> None:
-        settings = self._settings
+    def _load(self, saved: Step, session: Session) -> None:
+        settings, contract = self._settings, session.contract
         if saved.contract != contract:
             raise ConfigError(
                 f"the state in {self._store.saved} is of training contract {saved.contract}, and this is {contract}: "
                 "remove the folder to start anew"
+            )
+        if saved.round >= session.round:
+            raise ConfigError(
+                f"the state in {self._store.saved} is from after round {saved.round} of another training that was "
+                f"called {contract}, too: this one is at round {session.round}; remove the folder to start anew"
             )
         self._model.load(self._store.saved)
         if settings.load_state is not None:

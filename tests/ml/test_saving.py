@@ -199,6 +199,13 @@ def test_a_state_of_another_contract_is_refused(sl, train, tmp_path):
         train(Vector(), store).begin()
 
 
+def test_a_state_of_an_earlier_training_under_the_same_name_is_refused(sl, train):
+    train_to_batch_5(sl, train)
+    sl.restart(round=1)
+    with pytest.raises(ConfigError, match=r"after round 2 of another training .* at round 1; remove the folder"):
+        train(Vector()).begin()
+
+
 def test_a_write_that_fails_leaves_what_was_saved_before(tmp_path):
     store = Store(tmp_path)
     store.save(Step(num_batches=1), lambda folder: None)
