@@ -89,6 +89,8 @@ class Participant:
         self._shards = ShardedMerge(sn, member, exchange, arena.layout, contract.spec.merge, self.laps)
         self._shared = ""
         """`shards.digest` of what was merged in shards last, or was to be."""
+        self._merged = ""
+        """`shards.digest` of what this node has merged last."""
         self._arrived = self._doubtful = NOTHING
         """The latest round, and the blob, that this node's parameters were merged in, or may have been."""
 
@@ -216,7 +218,7 @@ class Participant:
             merged = await self._shards.merge(
                 round_, mine.data, self._models.spare, within_s=within_s, tell=partial(self._tell, round_)
             )
-            self._models.result = round_.number, merged
+            self._models.result, self._merged = (round_.number, merged), self._shared
         except (BlobError, TransportError, MergeError, RoundError) as exc:
             log.warning("%s round %d is not merged in shards: %s", round_.contract, round_.number, exc)
 
@@ -224,10 +226,12 @@ class Participant:
         self.reason = f"{round_.contract} round {round_.number}: {how_far}"
 
     async def _lead(self, round_: Round, mine: Contribution | None) -> None:
-        merged = self._models.result[1] if digest(round_) == self._shared else ""
-        if not merged:
+        number, merged = self._models.result
+        # a leader that was replaced before it was done may be asked again, and be too slow again and again
+        if not merged or number != round_.number or digest(round_) != self._merged:
             try:
                 merged = await self._merge(round_, mine)
+                self._merged = digest(round_)
             except NOT_NOW:
                 if await self._drop_lost(round_):
                     return

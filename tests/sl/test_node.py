@@ -135,6 +135,29 @@ async def test_the_round_goes_on_when_its_leader_is_lost(swarm, monkeypatch):
             await asyncio.wait([sync for site, sync in syncs.items() if lost.startswith(site)])
 
 
+@gateway_only
+@pytest.mark.slow
+async def test_a_merge_that_takes_longer_than_leaders_have_is_not_begun_again_and_again(swarm, monkeypatch):
+    merge, merges = Participant._merge, []
+
+    async def merge_slowly(self, round_, mine, **how):
+        merges.append(self._member.name)
+        await asyncio.sleep(3.5)
+        return await merge(self, round_, mine, **how)
+
+    monkeypatch.setattr(Participant, "_merge", merge_slowly)
+    rules = {"leader_timeout_s": 1}
+    async with swarm.node("alpha", **rules), swarm.node("beta", **rules):
+        alpha, beta = swarm.program("alpha"), swarm.program("beta")
+        await alpha.open(1.0)
+        await beta.open(3.0)
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(alpha.sync(), beta.sync())
+        assert [(answer.num_peers, answer.late) for answer in answers] == [(2, False)] * 2
+        assert alpha.weight == pytest.approx([2.0] * 5)
+        assert sorted(merges) == ["alpha/sl/sl", "beta/sl/sl"]
+
+
 @pytest.mark.slow
 async def test_nodes_below_min_peers_wait_and_say_for_whom(swarm):
     async with swarm.node("alpha", max_wait_s=0.5), swarm.node("beta", max_wait_s=0.5):
