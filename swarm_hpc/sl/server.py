@@ -17,6 +17,7 @@ from swarm_hpc.transport.line import with_port
 from swarm_hpc.transport.server import Handler, application, peer, serve
 
 _AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
+_EVERYWHERE: Final = ("0.0.0.0", "::", "[::]")
 
 
 class Readers:
@@ -63,6 +64,11 @@ async def serving(
 
 def advertised(transfer: TransferConfig, port: int) -> str:
     """The endpoint to tell peers: `advertise`, completed by the port where it names none. ConfigError: no address."""
+    if not transfer.advertise and transfer.host in _EVERYWHERE:
+        raise ConfigError(
+            f"transfer.host: {transfer.host} is no address that the other SLs could reach this one at: say it in "
+            "transfer.advertise"
+        )
     try:
         return with_port(transfer.advertise or transfer.host, port)
     except ProtocolError as exc:

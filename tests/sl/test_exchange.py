@@ -229,3 +229,10 @@ def test_peers_are_told_an_address_with_a_port(advertise, endpoint):
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"transfer\.advertise: 'https://sl\.example' is no address"):
         advertised(TransferConfig(mode=TransferMode.DIRECT, advertise="https://sl.example"), 7)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_address_of_no_machine_is_not_told_to_peers(host):
+    with pytest.raises(ConfigError, match=rf"transfer\.host: {host} is no address .*: say it in transfer\.advertise"):
+        advertised(TransferConfig(mode=TransferMode.DIRECT, host=host), 7)
+    assert advertised(TransferConfig(mode=TransferMode.DIRECT, host=host, advertise="sl.example"), 7) == "sl.example:7"
