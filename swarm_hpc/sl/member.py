@@ -36,6 +36,8 @@ class Member:
         self._endpoint = endpoint
         self._instance = instance
         self._lease_s = 0.0
+        self._left_out = False
+        """Away in the training contract, although it is registered, and not for its own will."""
         self._registering = asyncio.Lock()
 
     async def register(self) -> None:
@@ -59,6 +61,9 @@ class Member:
                 await self._return()
             except (TransportError, LedgerHalted) as exc:
                 log.warning("no heartbeat: %s", exc)
+            else:
+                if self._left_out:
+                    await self._rejoin()
 
     async def call(self, request: Callable[[int], Awaitable[R]]) -> R:
         """Make a request with the current incarnation; again where this node itself has raised it meanwhile."""
@@ -75,6 +80,7 @@ class Member:
 
         Does nothing, with a warning, while the SN cannot be reached. Fenced or DuplicateNode: as for `keep_alive`.
         """
+        self._left_out = False
         async with self._registering:
             try:
                 await self._sn.leave(self.name, self.incarnation)
@@ -97,13 +103,23 @@ class Member:
 
     async def _return(self) -> None:
         log.warning("the SN took this node for lost; registering again")
+        self._left_out = True
         try:
             async with self._registering:
                 await self.register()
+        except (TransportError, LedgerHalted) as exc:
+            log.warning("not registered again yet: %s", exc)
+        else:
+            await self._rejoin()
+
+    async def _rejoin(self) -> None:
+        try:
             if self.rejoin is not None:
                 await self.rejoin()
         except (TransportError, LedgerHalted) as exc:
-            log.warning("not registered again yet: %s", exc)
+            log.warning("not back in the training contract yet: %s", exc)
+        else:
+            self._left_out = False
 
 
 def load_instance(state_dir: Path) -> str:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from swarm_hpc.errors import ConfigError, Fenced, NotFound
+from swarm_hpc.errors import ConfigError, Fenced, NotFound, NotReachable
 from swarm_hpc.sl.member import Member, load_instance
 
 
@@ -78,6 +78,26 @@ async def test_a_heartbeat_in_the_middle_of_standing_back_does_not_bring_the_nod
     await standing
     await sn.arrived.wait()
     assert not task.done() and (member.incarnation, rejoined) == (2, [])
+
+
+async def test_a_node_that_was_taken_for_lost_tries_to_get_back_into_its_contract_until_it_is(alive):
+    member, sn, task = alive
+    tries, back = [], asyncio.Event()
+
+    async def rejoin():
+        tries.append(member.incarnation)
+        if len(tries) < 3:
+            raise NotReachable("the SN restarts")
+        back.set()
+
+    member.rejoin = rejoin
+    sn.active = False
+    sn.may_arrive.set()
+    async with asyncio.timeout(5):
+        await back.wait()
+    sn.arrived.clear()
+    await sn.arrived.wait()
+    assert not task.done() and tries == [2, 2, 2]
 
 
 async def test_a_node_that_another_process_has_replaced_stops(alive):
