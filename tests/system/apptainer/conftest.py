@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from swarm_hpc import settings_file
 from swarm_hpc.config import ImageConfig
 from swarm_hpc.local.swarm import ONE_THREAD
 from swarm_hpc.slurm.build import NAMES, Builder
@@ -105,8 +106,16 @@ def inside(user: User) -> Path:
 
 
 @pytest.fixture
-def network(user: User) -> Iterator[Callable[[], Network]]:
+def network(user: User, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Network]]:
     """Makes two sites, whose SNs, clusters and jobs are the user's."""
+    write = settings_file.write
+
+    def write_for_user(folder: Path, command: str, name: str, settings: object) -> list[str]:
+        words = write(folder, command, name, settings)
+        hand_over(folder, user.who.user)  # nobody else may read them
+        return words
+
+    monkeypatch.setattr(settings_file, "write", write_for_user)
     with ExitStack() as stack:
 
         def make() -> Network:
