@@ -141,10 +141,9 @@ class _Entry:
     """In clock ticks since boot: tells processes apart that have had the same number."""
 
     @classmethod
-    def read(cls, text: str) -> _Entry:
-        pid, _, rest = text.partition(" (")
-        words = rest.rpartition(")")[2].split()  # the command in parentheses may hold anything
-        return cls(int(pid), words[0] not in "ZX", int(words[1]), int(words[3]), int(words[19]))
+    def read(cls, pid: int) -> _Entry:
+        words = read_stat(pid)
+        return cls(pid, words[0] not in "ZX", int(words[1]), int(words[3]), int(words[19]))
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):  # it has just ended, or is another user's
@@ -155,9 +154,14 @@ def _entries() -> list[_Entry]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
-            text = (folder / "stat").read_text(encoding="utf-8", errors="replace")  # a name may be any bytes
-            found.append(_Entry.read(text))
+            found.append(_Entry.read(int(folder.name)))
     return found
+
+
+def read_stat(pid: int) -> list[str]:
+    """What /proc/PID/stat (proc(5)) has behind the command, from the state on, its third field. OSError: it is gone."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()  # the command in parentheses may hold anything, in any bytes
 
 
 def kill_session(leader: int) -> None:

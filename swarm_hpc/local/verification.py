@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -17,7 +17,7 @@ from swarm_hpc.errors import BlobCorrupt, BlobNotFound, NotFound
 from swarm_hpc.identity import certs
 from swarm_hpc.kernels.plan import ReadableBuffer
 from swarm_hpc.local.folder import RunFolder
-from swarm_hpc.records import Event, Round, TrainingContract
+from swarm_hpc.records import Round, TrainingContract
 from swarm_hpc.sl.verify import Finding, ReadBlob, verify_rounds
 from swarm_hpc.sn.client import SnClient
 from swarm_hpc.sn.ledger import Ledger
@@ -112,7 +112,7 @@ def _damaged_strays(copies: Mapping[str, Sequence[Path]], history: History, ledg
             damaged[blob] = str(exc)
     if not damaged:
         return []
-    recorded = {one.facts["blob"]: one for one in _events(ledger) if one.name == "CheckedIn"}
+    recorded = {one.facts["blob"]: one for one in ledger.all_events() if one.name == "CheckedIn"}
     found = []
     for blob, reason in sorted(damaged.items()):
         event = recorded.get(blob)
@@ -128,13 +128,6 @@ def _damaged_strays(copies: Mapping[str, Sequence[Path]], history: History, ledg
 def _blobs_of(contract: TrainingContract, rounds: Sequence[Round]) -> set[str]:
     check_ins = {check_in.blob for round_ in rounds for check_in in round_.check_ins}
     return {contract.spec.model, *check_ins, *(round_.merged for round_ in rounds)}
-
-
-def _events(ledger: Ledger) -> Iterator[Event]:
-    cursor = 0
-    while page := ledger.events(cursor):
-        yield from page
-        cursor = page[-1].cursor
 
 
 def _copies(folder: RunFolder) -> dict[str, list[Path]]:

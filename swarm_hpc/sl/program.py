@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from swarm_hpc.config import ProgramConfig
 from swarm_hpc.errors import ConfigError, ProgramFailed
-from swarm_hpc.processes import kill_session
+from swarm_hpc.processes import kill_session, read_stat
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +110,11 @@ async def started(
 def used_cpu_s(pid: int) -> float:
     """CPU time of a process and of its children that have ended; 0 where it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        words = read_stat(pid)
     except OSError:
         return 0.0
-    # the command in parentheses may hold anything; user, system and the children's time are fields 14 to 17
-    fields = stat.rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    # user, system and the children's time are fields 14 to 17
+    return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def last_lines(file: Path) -> str:

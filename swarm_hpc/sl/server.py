@@ -9,11 +9,11 @@ from typing import Final
 from aiohttp import web
 
 from swarm_hpc.config import TransferConfig
-from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized, ProtocolError
+from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport.blobs import BlobStore, add_blob_routes
-from swarm_hpc.transport.line import with_port
+from swarm_hpc.transport.line import advertised
 from swarm_hpc.transport.server import Handler, application, peer, serve
 
 _AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
@@ -59,17 +59,14 @@ async def serving(
     app.middlewares.append(expect_peer)
     add_blob_routes(app, store, may_read=readers.may_read, may_write=None)
     async with serve(app, identity, transfer.host, transfer.port) as port:
-        yield advertised(transfer, port)
+        yield endpoint_of(transfer, port)
 
 
-def advertised(transfer: TransferConfig, port: int) -> str:
+def endpoint_of(transfer: TransferConfig, port: int) -> str:
     """The endpoint to tell peers: `advertise`, completed by the port where it names none. ConfigError: no address."""
     if not transfer.advertise and transfer.host in _EVERYWHERE:
         raise ConfigError(
             f"transfer.host: {transfer.host} is no address that the other SLs could reach this one at: say it in "
             "transfer.advertise"
         )
-    try:
-        return with_port(transfer.advertise or transfer.host, port)
-    except ProtocolError as exc:
-        raise ConfigError(f"transfer.{'advertise' if transfer.advertise else 'host'}: {exc}") from exc
+    return advertised(transfer.host, transfer.advertise, port, "transfer.")

@@ -226,11 +226,8 @@ class ContractBlobs:
         """A reset while this SN was down: its blobs belong to the archive."""
 
         def ask(ledger: Ledger) -> list[str]:
-            found, cursor = [], 0
-            while page := ledger.events(cursor, contract=name):
-                found += [str(event.facts["archive"]) for event in page if event.name == "ContractReset"]
-                cursor = page[-1].cursor
-            return found
+            resets = (event for event in ledger.all_events(name) if event.name == "ContractReset")
+            return [str(event.facts["archive"]) for event in resets]
 
         for archive in await self._live.read(ask):
             if not self._owners.has_renamed(archive):

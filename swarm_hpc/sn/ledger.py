@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -200,6 +200,13 @@ class Ledger(TaskLedger):
             found += [one for one in map(views.event, self._chain.logs(first, last, contract)) if one.cursor > after]
             first = last + 1
         return tuple(found[:limit])
+
+    def all_events(self, contract: str | None = None) -> Iterator[Event]:
+        """Every event, oldest first; with `contract` only those that concern it."""
+        cursor = 0
+        while page := self.events(cursor, contract=contract):
+            yield from page
+            cursor = page[-1].cursor
 
     # --- sites and nodes ---
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from swarm_hpc.config import LedgerKind, SnConfig
 from swarm_hpc.daemon import told_to_stop
-from swarm_hpc.errors import ConfigError, ProtocolError, SwarmError
+from swarm_hpc.errors import ConfigError, SwarmError
 from swarm_hpc.identity import certs
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind
@@ -28,7 +28,7 @@ from swarm_hpc.sn.live import LiveLedger
 from swarm_hpc.sn.membership import Membership
 from swarm_hpc.sn.server import SnApi
 from swarm_hpc.sn.shared import SharedLedger
-from swarm_hpc.transport.line import with_port
+from swarm_hpc.transport.line import advertised
 from swarm_hpc.transport.server import application, listen
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ async def start(config: SnConfig, identity: Identity, turn: Turn | None = None) 
         tunnels = await stack.enter_async_context(shared.tunnels) if shared is not None else None
         reception = await stack.enter_async_context(listen(identity, config.host, config.port, tunnel=tunnels))
         turn.port = reception.port
-        address = _address(config, reception.port)
+        address = advertised(config.host, config.advertise, reception.port)
         if shared is not None:
             with _data_dir(data_dir):
                 ledger = await stack.enter_async_context(shared.open(address, reception, sentinel=config.sentinel))
@@ -192,11 +192,3 @@ def _data_dir(path: Path) -> Iterator[None]:
         if isinstance(exc, SwarmError):
             raise
         raise ConfigError(f"data_dir: {exc.filename or path}: {exc.strerror or exc}") from exc
-
-
-def _address(config: SnConfig, port: int) -> str:
-    """host:port under which other nodes reach this SN."""
-    try:
-        return with_port(config.advertise or config.host, port)
-    except ProtocolError as exc:
-        raise ConfigError(f"{'advertise' if config.advertise else 'host'}: {exc}") from exc

@@ -117,7 +117,7 @@ def started_at(pid: int) -> str:
     """When the process began, in the kernel's own count; empty: there is none. Tells a process from a later one with
     its ID."""
     try:
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        words = processes.read_stat(pid)
     except OSError:
         return ""
     return "" if words[0] in ("Z", "X") else f"{words[19]}"

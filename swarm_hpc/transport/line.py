@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from swarm_hpc.errors import ProtocolError
+from swarm_hpc.errors import ConfigError, ProtocolError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import NodeName
 
@@ -41,6 +41,17 @@ def with_port(address: str, port: int) -> str:
         address = f"[{address}]"
     split_address(address)
     return address if urlsplit(f"//{address}").port is not None else f"{address}:{port}"
+
+
+def advertised(host: str, advertise: str, port: int, settings: str = "") -> str:
+    """The address that others are told: `advertise`, else `host`, with the port where it names none.
+
+    ConfigError names the setting, which is called `settings` and its own name, that is no address.
+    """
+    try:
+        return with_port(advertise or host, port)
+    except ProtocolError as exc:
+        raise ConfigError(f"{settings}{'advertise' if advertise else 'host'}: {exc}") from exc
 
 
 class Line:

@@ -13,7 +13,7 @@ from swarm_hpc.identity import certs
 from swarm_hpc.records import Merge, NodeName, Wire
 from swarm_hpc.sl import exchange as exchange_module
 from swarm_hpc.sl.exchange import DirectExchange, GatewayExchange
-from swarm_hpc.sl.server import Readers, advertised
+from swarm_hpc.sl.server import Readers, endpoint_of
 from swarm_hpc.sn import node as sn_node
 from swarm_hpc.transport.blobs import BlobStore, hash_bytes
 from tests.lab.rounds import published
@@ -223,16 +223,16 @@ async def test_a_site_that_has_just_joined_is_looked_up():
     ],
 )
 def test_peers_are_told_an_address_with_a_port(advertise, endpoint):
-    assert advertised(TransferConfig(mode=TransferMode.DIRECT, advertise=advertise), 7) == endpoint
+    assert endpoint_of(TransferConfig(mode=TransferMode.DIRECT, advertise=advertise), 7) == endpoint
 
 
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"transfer\.advertise: 'https://sl\.example' is no address"):
-        advertised(TransferConfig(mode=TransferMode.DIRECT, advertise="https://sl.example"), 7)
+        endpoint_of(TransferConfig(mode=TransferMode.DIRECT, advertise="https://sl.example"), 7)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_the_address_of_no_machine_is_not_told_to_peers(host):
     with pytest.raises(ConfigError, match=rf"transfer\.host: {host} is no address .*: say it in transfer\.advertise"):
-        advertised(TransferConfig(mode=TransferMode.DIRECT, host=host), 7)
-    assert advertised(TransferConfig(mode=TransferMode.DIRECT, host=host, advertise="sl.example"), 7) == "sl.example:7"
+        endpoint_of(TransferConfig(mode=TransferMode.DIRECT, host=host), 7)
+    assert endpoint_of(TransferConfig(mode=TransferMode.DIRECT, host=host, advertise="sl.example"), 7) == "sl.example:7"

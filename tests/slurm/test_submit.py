@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "alpha.yaml").write_text(yaml.safe_dump(PROFILE, sort_keys=False))
     return str(folder)
+
+
+@pytest.fixture
+def sbatch_is(profiles: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Puts a script in the place of sbatch."""
+    folder = Path("bin").absolute()
+    put(folder / "srun", "")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return lambda script: put(folder / "sbatch", script)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -125,22 +135,18 @@ def test_without_slurm_it_says_so(
 
 
 def test_a_run_dir_that_takes_no_script_is_named(
-    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], profiles: str, sbatch_is: Callable[[str], Path]
 ) -> None:
-    put(Path("bin/srun"), "")
-    sbatch = put(Path("bin/sbatch"), 'echo "$@" >>"$0.calls"')
-    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    sbatch = sbatch_is('echo "$@" >>"$0.calls"')
     code, out, err = submit(capsys, profiles, "site.run_dir=/proc/self")
     assert (code, out, err.count("\n"), calls(sbatch)) == (2, "", 1, [])
     assert "/proc/self: the job's script cannot be written there" in err
 
 
 def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
-    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], profiles: str, sbatch_is: Callable[[str], Path]
 ) -> None:
-    put(Path("bin/srun"), "")
-    put(Path("bin/sbatch"), "echo Submitted batch job 12")
-    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    sbatch_is("echo Submitted batch job 12")
     Path("runs/12_submission.sh").mkdir(parents=True)  # or a file system without links, or a quota that is used up
     code, out, err = submit(capsys, profiles)
     assert (code, out) == (0, "12\n")
@@ -156,11 +162,9 @@ def test_a_job_that_slurm_has_taken_is_told_although_its_script_cannot_be_kept(
     ],
 )
 def test_a_job_is_known_however_sbatch_says_that_it_has_taken_it(
-    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch, said: str, code: int, told: str
+    capsys: pytest.CaptureFixture[str], profiles: str, sbatch_is: Callable[[str], Path], said: str, code: int, told: str
 ) -> None:
-    put(Path("bin/srun"), "")
-    put(Path("bin/sbatch"), f"echo '{said}'")
-    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    sbatch_is(f"echo '{said}'")
     found, out, err = submit(capsys, profiles)
     assert (found, told in out + err) == (code, True), err
 
@@ -176,11 +180,9 @@ def test_a_job_is_known_however_sbatch_says_that_it_has_taken_it(
     ],
 )
 def test_a_job_that_slurm_may_have_taken_is_not_just_missing(
-    capsys: pytest.CaptureFixture[str], profiles: str, monkeypatch: pytest.MonkeyPatch, said: str, hint: str
+    capsys: pytest.CaptureFixture[str], profiles: str, sbatch_is: Callable[[str], Path], said: str, hint: str
 ) -> None:
-    put(Path("bin/srun"), "")
-    put(Path("bin/sbatch"), f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
-    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    sbatch_is(f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
     code, out, err = submit(capsys, profiles)
     assert (code, out) == (4, "")
     assert err.endswith(f"{said}{hint}\n")

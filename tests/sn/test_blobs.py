@@ -132,7 +132,8 @@ async def test_a_reset_contract_keeps_its_blobs_under_the_archives_name(swarm, n
         await two.client.download(fresh)
 
 
-async def test_a_reset_while_the_sn_is_down_is_made_up_for(consortium, sn_config, swarm_of, new_spec):
+@pytest.mark.parametrize("page", [1000, 2], ids=["at once", "behind many events"])
+async def test_a_reset_while_the_sn_is_down_is_made_up_for(sn_config, swarm_of, new_spec, monkeypatch, page):
     async with swarm_of(sn_config) as swarm:
         one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
         blob = await put(one, b"parameters")
@@ -140,20 +141,7 @@ async def test_a_reset_while_the_sn_is_down_is_made_up_for(consortium, sn_config
             await node.client.finish("demo", node.name, node.incarnation, FinishMode.INACTIVE)
     with Ledger.open(sn_config.ledger, Path(sn_config.data_dir) / "ledger", found=None) as ledger:
         assert ledger.reset_contract("demo") == "demo.1"
-    async with swarm_of(sn_config) as swarm:
-        two = await swarm.client("beta/sl/two")
-        assert await two.download(blob) == b"parameters"
-
-
-async def test_a_reset_while_the_sn_is_down_is_found_behind_many_events(sn_config, swarm_of, new_spec, monkeypatch):
-    async with swarm_of(sn_config) as swarm:
-        one, two = await joined(swarm, "alpha/sl/one", "beta/sl/two", spec=new_spec)
-        blob = await put(one, b"parameters")
-        for node in (one, two):
-            await node.client.finish("demo", node.name, node.incarnation, FinishMode.INACTIVE)
-    with Ledger.open(sn_config.ledger, Path(sn_config.data_dir) / "ledger", found=None) as ledger:
-        ledger.reset_contract("demo")
-    monkeypatch.setitem(Ledger.events.__kwdefaults__, "limit", 2)
+    monkeypatch.setitem(Ledger.events.__kwdefaults__, "limit", page)
     async with swarm_of(sn_config) as swarm:
         two = await swarm.client("beta/sl/two")
         assert await two.download(blob) == b"parameters"
