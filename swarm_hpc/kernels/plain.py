@@ -29,13 +29,16 @@ BLOCK: Final = 1 << 18
 """Elements whose products are added up by themselves. The bits of a geometric median depend on it."""
 TILE: Final = 512
 """Elements whose products are added up lane by lane, in the rows' own precision (at least float32); likewise."""
+_BELOW_FLOAT32: Final = (1 << 29) - 1
+"""The bits of a float64 that a float32 does not have."""
+_MIDDLE_OF_FLOAT32: Final = 1 << 28
 
 
 class Measure(StrEnum):
     """What is added up over the elements, for each two peers."""
 
     GRAM = "gram"
-    """Products of differences from one peer, in float32 (float64 for float64) within a tile."""
+    """Products of differences from one peer, within a tile in float32 (each rounded once, with its sum) or float64."""
     SQUARES = "squares"
     """Squares of differences, in float64."""
     PRODUCTS = "products"
@@ -171,9 +174,9 @@ class Plain:
                 for second in range(first, num_peers):
                     if measure is Measure.SQUARES:
                         difference = block[first] - block[second]
-                        sums[first, second] = _sum(difference * difference)
+                        sums[first, second] = _inner(difference, difference)
                     elif centre not in (first, second):
-                        sums[first, second] = _sum(block[first] * block[second])
+                        sums[first, second] = _inner(block[first], block[second])
         return table
 
     @np.errstate(all="ignore")
@@ -290,15 +293,39 @@ def _weighted_middle(
     return lower, upper
 
 
-def _sum(terms: Array) -> float:
-    """As native.c adds up a block: lanes of 64 bytes within a tile, then eight lanes in float64, then by halves."""
-    lanes = 64 // terms.itemsize
-    steps = terms.reshape(-1, TILE // lanes, lanes)
-    tiles = np.zeros((len(steps), lanes), terms.dtype)
+def _inner(left: Array, right: Array) -> float:
+    """The sum of products as native.c finds it: lanes of 64 bytes within a tile, eight in float64, then by halves."""
+    lanes = 64 // left.itemsize
+    left, right = (values.reshape(-1, TILE // lanes, lanes) for values in (left, right))
+    tiles = np.zeros((len(left), lanes), left.dtype)
     for step in range(TILE // lanes):
-        np.add(tiles, steps[:, step], out=tiles)
+        if left.dtype == np.float32:
+            tiles = _fused(left[:, step], right[:, step], tiles)
+        else:
+            np.add(tiles, left[:, step] * right[:, step], out=tiles)
     eight = np.add.accumulate(tiles.astype(np.float64).reshape(-1, 8), axis=0)[-1]
     while len(eight) > 1:
         half = len(eight) // 2
         eight = eight[:half] + eight[half:]
     return float(eight[0])
+
+
+def _fused(left: Array, right: Array, total: Array) -> Array:
+    """left * right + total in float32, rounded once: IEEE 754's fusedMultiplyAdd, which numpy does not have.
+
+    In float64 the product is exact, and the sum as good as exact but where it was rounded to the middle between two
+    float32: there its last bit is made odd unless nothing was lost (Boldo and Melquiond, Emulation of a FMA and
+    correctly rounded sums: proved algorithms using rounding to odd, 2008).
+    """
+    product = left.astype(np.float64) * right
+    wide = product + total
+    bits = wide.view(np.int64)
+    doubtful = (bits & _BELOW_FLOAT32) == _MIDDLE_OF_FLOAT32
+    doubtful |= np.abs(wide) < np.finfo(np.float32).smallest_normal
+    if doubtful.any():
+        added = wide - product
+        lost = (product - (wide - added)) + (total - added)
+        # of what is infinite or NaN, it is NaN
+        doubtful &= ((lost < 0) | (lost > 0)) & (bits & 1 == 0)
+        bits += np.where((lost > 0) == (wide > 0), 1, -1) * doubtful
+    return wide.astype(np.float32)

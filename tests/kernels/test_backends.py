@@ -1,15 +1,18 @@
 """Every backend gives the bits of numpy's: for all dtypes, peers, odd sizes and odd values; and sums are right."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from swarm_hpc.errors import MergeError
 from swarm_hpc.kernels import cpu
 from swarm_hpc.kernels.arena import DTYPES
 from swarm_hpc.kernels.native import Native, sets
-from swarm_hpc.kernels.plain import BLOCK, TILE, Measure, Order, Plain
+from swarm_hpc.kernels.plain import BLOCK, TILE, Measure, Order, Plain, _fused
 from swarm_hpc.kernels.robust import trim_bounds
 from swarm_hpc.kernels.weights import bounds, quanta, shares
 
@@ -203,3 +206,49 @@ def test_sums_are_those_of_the_differences_block_by_block(backend, dtype):
                 squares = ((block[a] - block[b]) ** 2).sum()
                 wanted = squares if measure is Measure.SQUARES else (away[a] * away[b]).sum()
                 assert table[number, a, b] == pytest.approx(wanted, rel=1e-5, abs=0.5)
+
+
+FACTORS = (8390624.0, 16773185.0)
+"""Their product is 2^47 and so little more that float64 loses it beside 2^71."""
+ODD_FLOATS = st.one_of(
+    st.floats(width=32, allow_nan=False),
+    # about the size of a term's middle bits, so that products and sums meet
+    st.builds(lambda bits, power: math.ldexp(bits, power), st.integers(-(2**24), 2**24), st.integers(-40, 10)),
+    st.builds(lambda bits: math.ldexp(bits, -149), st.integers(-(2**24), 2**24)),
+)
+
+
+def rounded(exact):
+    """The float32 next to a fraction; of two, the even one."""
+    if abs(exact) >= Fraction(2) ** 128 - Fraction(2) ** 103:
+        return np.float32(np.copysign(np.inf, exact))
+    with np.errstate(over="ignore"):
+        near = np.float32(float(exact))
+    near = [near] if np.isinf(near) else [np.nextafter(near, np.float32(way)) for way in (-np.inf, np.inf)] + [near]
+    finite = [value for value in near if np.isfinite(value)] or [np.finfo(np.float32).max * np.sign(near[0])]
+    return min(finite, key=lambda value: (abs(Fraction(float(value)) - exact), int(value.view(np.int32)) & 1))
+
+
+@given(st.tuples(ODD_FLOATS, ODD_FLOATS, ODD_FLOATS))
+@example((FACTORS[0], FACTORS[1], 2.0**71))
+def test_product_and_sum_are_rounded_once(numbers):
+    left, right, total = (np.float32(number) for number in numbers)
+    assume(np.isfinite([left, right, total]).all())
+    exact = Fraction(float(left)) * Fraction(float(right)) + Fraction(float(total))
+    with np.errstate(all="ignore"):
+        [found] = _fused(*(np.array([number], np.float32) for number in (left, right, total)))
+    assert found == rounded(exact)
+
+
+@pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
+def test_a_sum_that_float64_would_round_to_a_middle_is_rounded_once(backend):
+    rows = [np.zeros(TILE, np.float32) for _ in range(9)]
+    rows[1][0] = rows[2][0] = 2.0**35
+    rows[1][0] *= 2
+    rows[1][16], rows[2][16] = FACTORS
+    for row in rows[3:]:
+        row[:] = rows[1]
+    table = backend.sums(rows, Measure.GRAM, 0)
+    assert table[0, 1, 2] == 2.0**71 + 2.0**48
+    # and of few peers
+    assert backend.sums(rows[:3], Measure.GRAM, 0)[0, 1, 2] == 2.0**71 + 2.0**48
