@@ -1,13 +1,14 @@
 """How fast parameters travel between two processes on this host by mutual TLS 1.3, beside openssl's own tools.
 
-    python benchmarks/bench_transfer.py [--mib 400] [--link-mib 100] [--mbit 1000] [--repeats 5] [--json]
+    python benchmarks/bench_transfer.py [--mib 400] [--link-mib 100] [--mbit 1000 4000] [--repeats 5] [--json]
 
 In turn: a download from an SL's file server into memory that is used again, hash verified (as a leader fetches); the
 same file from `openssl s_server` by `openssl s_client` into /dev/null, with the same certificates and the cipher that
 the first one agreed on. CPU seconds are those of both processes. Then three peers' parameters at once, alone and as a
 leader gets them: merged with its own while they arrive, or, by a geometric median, thereafter, hash of the result
-included. On one host, where both ends keep its cores busy; and, which takes root, over a link of `--mbit` Mbit/s into
-another network namespace. Writes benchmarks/results/transfer.json.
+included. On one host, whose cores both ends keep busy; and, which takes root, over links of `--mbit` Mbit/s into another
+network namespace, which leave a leader the time that it has where its peers are on other hosts. Writes
+benchmarks/results/transfer.json.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ CIPHER = "TLS_AES_256_GCM_SHA384"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=400, help="size of the parameters")
-    parser.add_argument("--link-mib", type=int, default=100, help="size of the parameters on the limited link")
-    parser.add_argument("--mbit", type=int, default=1000, help="speed of that link")
+    parser.add_argument("--link-mib", type=int, default=100, help="size of the parameters per Gbit/s of a link")
+    parser.add_argument("--mbit", type=int, nargs="+", default=[1000, 4000], help="speeds of links")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     options = parser.parse_args()
@@ -68,7 +69,8 @@ def main() -> None:
         names = [store.put(model(layout, seed)) for seed in range(4)]
         ours, theirs = measure(folder, identity, names[0], layout.size_bytes, options.repeats)
         leading = lead(folder, identity, layout, names, options.repeats)
-        leading += linked(folder, identity, options.link_mib, options.mbit, options.repeats)
+        for mbit in options.mbit:
+            leading += linked(folder, identity, options.link_mib * mbit // 1000, mbit, options.repeats)
     rows = [row("swarm_hpc", ours, options.mib), row("openssl", theirs, options.mib)]
     ratio = statistics.median(them[0] / us[0] for us, them in zip(ours, theirs, strict=True))
     rows += leading
