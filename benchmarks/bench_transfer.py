@@ -6,8 +6,8 @@ In turn: a download from an SL's file server into memory that is used again, has
 same file from `openssl s_server` by `openssl s_client` into /dev/null, with the same certificates and the cipher that
 the first one agreed on. CPU seconds are those of both processes. Then three peers' parameters at once, alone and as a
 leader gets them: merged with its own while they arrive, or, by a geometric median, thereafter, hash of the result
-included. On one host, whose cores both ends keep busy; and, which takes root, over links of `--mbit` Mbit/s into another
-network namespace, which leave a leader the time that it has where its peers are on other hosts. Writes
+included. On one host, whose cores both ends keep busy; and, which takes root, over links of `--mbit` Mbit/s into
+another network namespace, which leave a leader the time that it has where its peers are on other hosts. Writes
 benchmarks/results/transfer.json.
 """
 

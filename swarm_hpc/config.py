@@ -136,7 +136,7 @@ class TransferConfig:
     port: int = 30305
     """direct: its port; 0 takes a free one."""
     advertise: str = ""
-    """direct: host[:port] under which the other SLs reach it; empty means host and port."""
+    """direct: host[:port] under which the other SLs reach it; empty means host and port, if that is one host's."""
     shared_dir: str = ""
     """gateway: a folder on a file system that SL and SN share; blobs then go by rename instead of upload."""
     keep_rounds: int = 3
@@ -225,7 +225,7 @@ class SnConfig:
     port: int = 30304
     """The site's one inbound port; 0 takes a free one."""
     advertise: str = ""
-    """host[:port] under which other nodes reach this SN; empty means host and port."""
+    """host[:port] under which other nodes reach this SN; empty means host and port, if that is one host's."""
     data_dir: str = "swarm-sn"
     """Where ledger, keys and blobs are kept; the SN's whole memory."""
     lease_s: float = 15.0

@@ -227,7 +227,8 @@ class Training:
                 f"the state in {self._store.saved} is of training contract {saved.contract}, and this is {contract}: "
                 "remove the folder to start anew"
             )
-        if saved.round >= session.round:
+        is_another = saved.created_at != session.created_at and bool(saved.created_at)
+        if is_another or saved.round >= session.round:
             raise ConfigError(
                 f"the state in {self._store.saved} is from after round {saved.round} of another training that was "
                 f"called {contract}, too: this one is at round {session.round}; remove the folder to start anew"
@@ -243,6 +244,7 @@ class Training:
         _, session = self._opened()
         step = Step(
             contract=session.contract,
+            created_at=session.created_at,
             round=self.round,
             num_batches=self.num_batches,
             num_epochs=self.num_epochs,
@@ -326,7 +328,10 @@ class Training:
             self._validate()
         save_every_s = self._settings.save_every_s
         if save_every_s and self._clock() - self._saved_at >= save_every_s:
-            self._save()
+            try:
+                self._save()
+            except (OSError, RuntimeError) as exc:  # torch raises RuntimeError on a full disk
+                logger.warning("the state is not saved, what was saved before stays: %s", exc)
 
     def _hand_over(self, session: Session) -> None:
         self._model.write(session.arena)

@@ -25,6 +25,8 @@ class Step:
     """How far a program was when it saved."""
 
     contract: str = ""
+    created_at: int = 0
+    """When the contract was, `Session.created_at`; 0: an earlier version saved it."""
     round: int = 0
     """Its parameters grew from the result of this round; 0: of none."""
     num_batches: int = 0
@@ -69,15 +71,19 @@ class Store:
         return self._folder / _SAVED
 
     def save(self, step: Step, write: Callable[[Path], None]) -> bool:
-        """Save, in place of what was saved before; False where there is no folder. OSError: nothing has changed."""
+        """Save, in place of what was saved before; False where there is no folder. After an error that one is there."""
         if self._folder is None:
             return False
         new, old = self._folder / "new", self._folder / _OLD
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-        new.mkdir(parents=True)
-        write(new)
-        (new / _STEP).write_text(json.dumps(encode(step)), encoding="utf-8")
+        try:
+            new.mkdir(parents=True)
+            write(new)
+            (new / _STEP).write_text(json.dumps(encode(step)), encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)  # a full disk needs the room
+            raise
         if self.saved.exists():
             self.saved.rename(old)
         new.rename(self.saved)

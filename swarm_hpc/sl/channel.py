@@ -69,6 +69,8 @@ class Session:
     node_weight: int
     round: int
     """The number of the contract's current round."""
+    created_at: int
+    """When the contract was created, seconds since 1970; one that was reset and is used anew has another time."""
 
 
 class MlChannel:
@@ -131,6 +133,7 @@ class MlChannel:
             merge_method=answer.merge_method,
             node_weight=answer.node_weight,
             round=answer.round,
+            created_at=answer.created_at,
         )
 
     def sync(self, *, loss: float | None = None, metric: float | None = None, epoch: int = 0, batch: int = 0) -> Synced:

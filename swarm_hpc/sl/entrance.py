@@ -58,6 +58,8 @@ class Entered:
 
     training: Trains
     round: int
+    created_at: int
+    """Of the contract: one that was reset has another."""
     resume: bool
 
 
@@ -88,7 +90,8 @@ class Single:
     async def enter(self, wanted: Wanted) -> Entered:
         """See `Entrance`."""
         training, resume = await self.join(wanted)
-        return Entered(training=training, round=training.contract.round, resume=resume)
+        contract = training.contract
+        return Entered(training=training, round=contract.round, created_at=contract.created_at, resume=resume)
 
     async def join(self, wanted: Wanted) -> tuple[Training, bool]:
         """The training, and whether the arena holds its newest parameters."""
@@ -139,10 +142,10 @@ class Speaking:
             if self._job.broken is None:
                 await self._job.conclude(Outcome(error=failure(exc)))
             raise
-        number = training.contract.round
-        await self._job.conclude(Outcome(opened_round=number, share=resume))
+        number, created_at = training.contract.round, training.contract.created_at
+        await self._job.conclude(Outcome(opened_round=number, created_at=created_at, share=resume))
         speaking = SpeakingTraining(self._job, training, wanted.arena, wanted.spec, wanted.config.node_weight)
-        return Entered(training=speaking, round=number, resume=resume)
+        return Entered(training=speaking, round=number, created_at=created_at, resume=resume)
 
     def attend(self, report: Callable[[], Progress] | None) -> None:
         """See `Entrance`."""
@@ -170,7 +173,9 @@ class Following:
         outcome = await self._job.ask(opening(wanted))
         assert outcome.opened_round is not None
         training = FollowingTraining(self._job, wanted.arena, wanted.config.node_weight, wanted.used_cpu_s)
-        return Entered(training=training, round=outcome.opened_round, resume=outcome.share)
+        return Entered(
+            training=training, round=outcome.opened_round, created_at=outcome.created_at, resume=outcome.share
+        )
 
     def attend(self, report: Callable[[], Progress] | None) -> None:
         """Nobody is told: rank 0's program stands for all."""

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _PEER_CONNECT_TIMEOUT_S: Final = 5.0
 """direct: a peer that does not answer is asked again later, or another one is."""
+_HALF_WRITTEN: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{32}")
+_LEFTOVER_S: Final = 86400.0
 
 
 class Exchange(Protocol):
@@ -288,7 +292,10 @@ async def open_exchange(
 ) -> AsyncIterator[Exchange]:
     """The exchange that the configuration asks for, with its file server while the context lasts."""
     if transfer.mode is TransferMode.GATEWAY:
-        yield GatewayExchange(sn, Path(transfer.shared_dir) if transfer.shared_dir else None)
+        shared = Path(transfer.shared_dir) if transfer.shared_dir else None
+        if shared is not None:
+            await asyncio.to_thread(_remove_leftovers, shared)
+        yield GatewayExchange(sn, shared)
         return
     store = BlobStore(state_dir / "blobs", min_free_bytes=transfer.min_free_mib << 20)
     readers = Readers()
@@ -301,6 +308,15 @@ async def open_exchange(
 
 def _sites(contract: TrainingContract) -> frozenset[str]:
     return frozenset(NodeName.parse(participant.node).site for participant in contract.participants)
+
+
+def _remove_leftovers(shared: Path) -> None:
+    """What SLs that were killed had half written: nobody writes one file for so long."""
+    oldest = time.time() - _LEFTOVER_S
+    for path in shared.glob(".*"):
+        with suppress(OSError):  # another SL removes it, or it is another user's
+            if _HALF_WRITTEN.fullmatch(path.name) and path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _write(target: Path, data: ReadableBuffer) -> None:

@@ -84,6 +84,8 @@ class Opened:
     merge_method: MergeMethod
     node_weight: int
     round: int
+    created_at: int = 0
+    """When the contract was: another training under its name has another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

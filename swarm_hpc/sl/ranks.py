@@ -64,6 +64,8 @@ class Outcome:
     synced: Synced | None = None
     finished: Finished | None = None
     error: Failure | None = None
+    created_at: int = 0
+    """Of the contract that was opened."""
     share: bool = False
     """Rank 0's parameters go to all, now."""
 

@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from swarm_hpc.config import TransferConfig
-from swarm_hpc.errors import BlobNotFound, ConfigError, NotAuthorized
+from swarm_hpc.errors import BlobNotFound, NotAuthorized
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import Kind, NodeName
 from swarm_hpc.transport.blobs import BlobStore, add_blob_routes
@@ -17,7 +17,6 @@ from swarm_hpc.transport.line import advertised
 from swarm_hpc.transport.server import Handler, application, peer, serve
 
 _AUDITORS: Final = frozenset({Kind.SN, Kind.SWCI})
-_EVERYWHERE: Final = ("0.0.0.0", "::", "[::]")
 
 
 class Readers:
@@ -64,9 +63,4 @@ async def serving(
 
 def endpoint_of(transfer: TransferConfig, port: int) -> str:
     """The endpoint to tell peers: `advertise`, completed by the port where it names none. ConfigError: no address."""
-    if not transfer.advertise and transfer.host in _EVERYWHERE:
-        raise ConfigError(
-            f"transfer.host: {transfer.host} is no address that the other SLs could reach this one at: say it in "
-            "transfer.advertise"
-        )
     return advertised(transfer.host, transfer.advertise, port, "transfer.")

@@ -189,6 +189,7 @@ class Session:
             merge_method=spec.merge.method,
             node_weight=config.node_weight,
             round=entered.round,
+            created_at=entered.created_at,
         )
 
     @property

@@ -9,13 +9,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Final
 from urllib.parse import urlsplit
 
 from swarm_hpc.errors import ConfigError, ProtocolError
 from swarm_hpc.identity.certs import Identity
 from swarm_hpc.records import NodeName
 
-_HTTPS_PORT = 443
+_HTTPS_PORT: Final = 443
+_EVERYWHERE: Final = ("0.0.0.0", "::", "[::]")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -46,8 +48,13 @@ def with_port(address: str, port: int) -> str:
 def advertised(host: str, advertise: str, port: int, settings: str = "") -> str:
     """The address that others are told: `advertise`, else `host`, with the port where it names none.
 
-    ConfigError names the setting, which is called `settings` and its own name, that is no address.
+    ConfigError names the setting, which is called `settings` and its own name, that is no address, or that of all of
+    this host's networks, at which nobody else finds it.
     """
+    if not advertise and host in _EVERYWHERE:
+        raise ConfigError(
+            f"{settings}host: {host} is no address that others could reach this one at: say it in {settings}advertise"
+        )
     try:
         return with_port(advertise or host, port)
     except ProtocolError as exc:

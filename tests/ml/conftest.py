@@ -22,6 +22,7 @@ class StubSl:
         self.arena = None
         self.resume = False
         self.round = 1
+        self.created_at = 1_700_000_000
         self.refusal = None
         """Answered to every sync; "break off" ends the session without an answer."""
         self.over_at = None
@@ -109,6 +110,7 @@ class StubSl:
             merge_method=request.merge_method or MergeMethod.MEAN,
             node_weight=request.node_weight or 1,
             round=self.round,
+            created_at=self.created_at,
         )
 
 

@@ -1,5 +1,6 @@
 """A program is told to leave, saves, and goes on from there: through Training, the stub SL and real files."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -65,7 +66,14 @@ def test_told_between_two_merges_it_saves_at_the_end_of_the_batch(sl, train, tmp
     assert len(sl.asked(SyncRequest)) == 2
     saved = Store(tmp_path / "state").step()
     assert saved == Step(
-        contract=saved.contract, round=2, num_batches=5, num_epochs=1, batch=1, since_merge=2, interval=3
+        contract=saved.contract,
+        created_at=sl.created_at,
+        round=2,
+        num_batches=5,
+        num_epochs=1,
+        batch=1,
+        since_merge=2,
+        interval=3,
     )
     assert np.load(tmp_path / "state" / "saved" / "v.npy").tolist() == [5.0] * 3
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -192,6 +200,25 @@ def test_now_and_then_it_saves_after_a_merge(sl, train, tmp_path):
     assert Store(tmp_path / "state").step().num_batches == 0
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("file write failed")])
+def test_a_save_between_merges_that_fails_does_not_end_the_training(sl, train, tmp_path, caplog, error):
+    train_to_batch_5(sl, train)
+
+    def fail(folder):
+        (folder / "half").write_text("written")
+        raise error
+
+    sl.restart()
+    model = Vector()
+    training = train(model, save_every_s=1, save_state=fail, load_state=lambda folder: None)
+    training._clock = lambda: 1e9
+    training.begin()
+    step(training, model, 2)
+    assert f"the state is not saved, what was saved before stays: {error}" in caplog.text
+    assert Store(tmp_path / "state").step().num_batches == 5
+    assert not (tmp_path / "state" / "new").exists()
+
+
 def test_a_state_of_another_contract_is_refused(sl, train, tmp_path):
     store = Store(tmp_path / "state")
     store.save(Step(contract="other", round=1, interval=3), lambda folder: np.save(folder / "v.npy", np.zeros(3)))
@@ -204,6 +231,26 @@ def test_a_state_of_an_earlier_training_under_the_same_name_is_refused(sl, train
     sl.restart(round=1)
     with pytest.raises(ConfigError, match=r"after round 2 of another training .* at round 1; remove the folder"):
         train(Vector()).begin()
+
+
+def test_a_state_of_an_earlier_training_is_refused_however_far_the_new_one_is(sl, train):
+    train_to_batch_5(sl, train)
+    sl.restart(round=9)
+    sl.created_at += 1
+    with pytest.raises(ConfigError, match=r"after round 2 of another training .* at round 9; remove the folder"):
+        train(Vector()).begin()
+
+
+def test_a_state_that_does_not_say_when_its_contract_was_created_is_taken(sl, train, tmp_path):
+    train_to_batch_5(sl, train)
+    file = tmp_path / "state" / "saved" / "step.json"
+    step = json.loads(file.read_text())
+    del step["created_at"]
+    file.write_text(json.dumps(step))
+    sl.restart()
+    training = train(Vector())
+    training.begin()
+    assert training.num_batches == 5
 
 
 def test_a_write_that_fails_leaves_what_was_saved_before(tmp_path):

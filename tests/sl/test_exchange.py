@@ -1,7 +1,9 @@
 """How parameters travel: the shared folder of `gateway`, and what a node keeps, shows and deletes with `direct`."""
 
 import asyncio
+import os
 import threading
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -74,6 +76,18 @@ async def test_a_node_that_is_told_to_leave_meanwhile_leaves_nothing_in_the_shar
     async with asyncio.timeout(5):
         while list(tmp_path.iterdir()):
             await asyncio.sleep(0.01)
+
+
+async def test_what_a_killed_node_had_half_written_is_removed_from_the_shared_folder_after_a_day(tmp_path, identities):
+    half, fresh, other = (tmp_path / name for name in (f".{'a' * 64}.{'b' * 32}", f".{'c' * 64}.{'d' * 32}", ".other"))
+    for path in (half, fresh, other):
+        path.write_bytes(b"some")
+    for path in (half, other):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    transfer = TransferConfig(shared_dir=str(tmp_path))
+    identity = certs.load(identities["sn"])
+    async with exchange_module.open_exchange(identity, None, transfer, ConnectionConfig(), tmp_path / "state"):
+        assert set(tmp_path.iterdir()) == {fresh, other}
 
 
 async def test_a_shared_folder_that_is_not_there_is_a_settings_error(tmp_path):

@@ -246,6 +246,15 @@ async def test_an_ipv6_address_is_one_that_others_can_use(sn_config, consortium)
         assert (await swci.status()).sites[0].endpoint == address
 
 
+async def test_the_address_of_no_machine_is_not_told_to_others(sn_config, consortium):
+    everywhere = replace(sn_config, host="0.0.0.0")
+    with pytest.raises(ConfigError, match=r"^host: 0\.0\.0\.0 is no address .*: say it in advertise$"):
+        async with node.start(everywhere, consortium.identity("alpha/sn/sn")):
+            pass
+    async with node.start(replace(everywhere, advertise="127.0.0.1"), consortium.identity("alpha/sn/sn")) as address:
+        assert address.startswith("127.0.0.1:")
+
+
 @pytest.mark.parametrize("advertise", ["https://sn.alpha.example", "sn.alpha.example:port", "sn.alpha.example:99999"])
 async def test_what_nobody_could_connect_to_is_not_advertised(sn_config, consortium, advertise):
     with pytest.raises(ConfigError, match=r"advertise: .*is no address"):
