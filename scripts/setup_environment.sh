@@ -3,14 +3,34 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stamp=.venv/installed-$(cat pyproject.toml constraints.txt setup.py swarm_hpc/kernels/native.c "$0" | cksum | cut -d' ' -f1)
-[ -e "$stamp" ] && exit 0
+inputs=(pyproject.toml constraints.txt setup.py swarm_hpc/kernels/native.c scripts/setup_environment.sh)
+# There when everything was installed. Without any, what is installed may be half written.
+stamp=.venv/installed-$(cat "${inputs[@]}" | cksum | cut -d' ' -f1)
+begun=.venv/begun # while there are no pip and uv in it, which install the rest
+
+is_complete() { [ -e "$stamp" ] && [ -x .venv/bin/python ]; }
+
+if is_complete; then exit 0; fi
 
 uv_version=0.13.9
 
+# One at a time, where the file system has locks.
+take_lock() {
+    command -v flock >/dev/null || return 0
+    exec 9>.venv.lock
+    local status=0
+    flock --nonblock 9 2>/dev/null || status=$?
+    ((status == 1)) || return 0
+    echo "setup: waiting for another one, which makes .venv" >&2
+    flock --timeout 3600 9 || {
+        echo "setup: the other one does not end; end it, and try again" >&2
+        return 1
+    }
+}
+
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             command -v "$candidate"
             return
@@ -21,23 +41,28 @@ find_python() {
 }
 
 make_venv() {
+    mkdir -p .venv && find .venv/ -mindepth 1 -maxdepth 1 -exec rm -rf {} + # it may be a link to another disk
+    touch "$begun"
     # Debian's python3 cannot make environments until its venv package is there.
     "$1" -m venv .venv 2>&1 || "$1" -m virtualenv --quiet .venv 2>&1
 }
 
 install_venv_package() {
-    local package sudo=""
+    local package apt=(env DEBIAN_FRONTEND=noninteractive timeout --kill-after=10 600 apt-get -qq)
     command -v apt-get >/dev/null || return 1
-    [ "$(id -u)" = 0 ] || { sudo -n true 2>/dev/null && sudo="sudo -n"; } || return 1
+    [ "$(id -u)" = 0 ] || { sudo -n true 2>/dev/null && apt=(sudo -n "${apt[@]}"); } || return 1
     package=$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     echo "setup: installing $package" >&2
-    $sudo apt-get update -qq >&2 && $sudo apt-get install -y -qq "$package" >&2
+    "${apt[@]}" update >&2 </dev/null || true
+    "${apt[@]}" -o DPkg::Lock::Timeout=300 install -y "$package" >&2 </dev/null
 }
 
+take_lock
+if is_complete; then exit 0; fi # another one may just have made it
+
 python=$(find_python)
-if [ ! -x .venv/bin/python ]; then
+if [ -e "$begun" ] || [ ! -x .venv/bin/python ]; then
     if ! why=$(make_venv "$python"); then
-        rm -rf .venv
         if ! { install_venv_package "$python" && make_venv "$python"; }; then
             echo "$why" >&2
             echo "setup: $python cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2
@@ -50,10 +75,14 @@ if ! .venv/bin/uv --version 2>/dev/null | grep -q "uv $uv_version"; then
     echo "setup: installing uv $uv_version" >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
 fi
+rm -f "$begun"
 
+# uv takes a package that was half written when it was interrupted for a whole one.
+again=()
+compgen -G '.venv/installed-*' >/dev/null || again=(--reinstall)
+rm -f .venv/installed-*
 echo "setup: installing packages into .venv (about 5 GB; one to several minutes the first time)" >&2
 # --system-certs: institutions often have a proxy with a CA of their own.
 .venv/bin/uv pip install --quiet --system-certs --python .venv/bin/python --constraint constraints.txt \
-    --editable '.[pytorch,keras,mpi,demo,dev]'
-rm -f .venv/installed-*
+    "${again[@]}" --editable '.[pytorch,keras,mpi,demo,dev]'
 touch "$stamp"
