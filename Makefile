@@ -54,8 +54,9 @@ contracts: setup  ## recompile the ledger's contracts
 	$(BIN)/python -m swarm_hpc.sn.contracts.compile
 
 proto: setup  ## generate the ABCI messages anew from swarm_hpc/sn/abci.proto
-	cd swarm_hpc/sn && $(CURDIR)/$(BIN)/uv run --no-project --system-certs --with grpcio-tools==1.76.0 \
+	cd swarm_hpc/sn && ../../$(BIN)/uv run --no-project --system-certs --with grpcio-tools==1.76.0 \
 		python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. abci.proto
 
 clean:  ## remove everything that make made in this folder
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs
+	rm -rf .venv .venv.lock build dist *.egg-info swarm_hpc/kernels/_native*.so runs
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
