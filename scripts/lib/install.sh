@@ -7,12 +7,13 @@
 # shellcheck disable=SC2034 # used by the scripts
 cache=${SWARM_HPC_CACHE:-${XDG_CACHE_HOME:-${HOME:-~}/.cache}/swarm-hpc}
 policy=/usr/sbin/policy-rc.d # what it says, invoke-rc.d obeys
+mark="while swarm-hpc installs packages"
 optional=""
 sudo=()
 pid=""      # of what `run` runs
 log=""      # of apt-get
-kept=""     # the host's own policy, while ours is in its place
-in_place="" # ours is
+kept=$policy.swarm-hpc # the host's own policy, while ours is in its place
+in_place=""            # what ours is in the place of: `kept` or `none`
 
 say() { echo "$subject: $*" >&2; }
 
@@ -95,21 +96,28 @@ forbid_daemons() {
     # One at a time: the second would take the first one's policy for the host's own.
     exec 8<"${policy%/*}"
     flock --timeout 1200 8 || die "$policy: another installation does not end"
-    if [ -e "$policy" ]; then
-        kept=$policy.swarm-hpc
-        "${sudo[@]}" mv "$policy" "$kept"
+    if grep -qsF "$mark" "$policy"; then # one that was killed left it; it would forbid all daemons for ever
+        "${sudo[@]}" rm -f "$policy"
     fi
-    in_place=yes
-    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+    if [ -e "$policy" ]; then
+        in_place=kept
+        "${sudo[@]}" mv -f "$policy" "$kept"
+    elif [ -e "$kept" ]; then
+        in_place=kept
+    else
+        in_place=none
+    fi
+    printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" | "${sudo[@]}" tee "$policy" >/dev/null
     "${sudo[@]}" chmod 755 "$policy"
 }
 
 restore_policy() {
-    [ -n "$in_place" ] || return 0
-    "${sudo[@]}" rm -f "$policy"
-    [ -z "$kept" ] || "${sudo[@]}" mv "$kept" "$policy"
+    case $in_place in
+    kept) [ ! -e "$kept" ] || "${sudo[@]}" mv -f "$kept" "$policy" ;;
+    none) "${sudo[@]}" rm -f "$policy" ;;
+    *) return 0 ;;
+    esac
     in_place=""
-    kept=""
     exec 8<&-
 }
 
