@@ -21,9 +21,9 @@ def policy(tmp_path: Path) -> Path:
 
 def run(policy: Path, lines: str, **env: str) -> tuple[int, str]:
     """Exit code of a script that takes the lib and these lines, and what it said."""
-    text = f"set -euo pipefail\nsubject=Test skipped=x\nsource '{LIB}'\npolicy={policy} kept={policy}.swarm-hpc\n{lines}"
+    head = f"set -euo pipefail\nsubject=Test skipped=x\nsource '{LIB}'\npolicy={policy} kept={policy}.swarm-hpc\n"
     env = {"PATH": f"{policy.parent}:{os.defpath}", "SWARM_HPC_CACHE": str(policy.parent.with_name("cache")), **env}
-    done = subprocess.run(["bash", "-c", text], env=env, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", head + lines], env=env, stderr=subprocess.PIPE, text=True, timeout=60)
     return done.returncode, done.stderr
 
 
@@ -50,3 +50,31 @@ def test_what_a_killed_installation_left_does_not_stay(policy: Path, own: str) -
     assert "exit 101" in policy.read_text()
     assert run(policy, "forbid_daemons; restore_policy")[0] == 0
     assert left(policy) == ({"policy-rc.d": own} if own else {})
+
+
+APT_GET = """\
+#!/bin/bash
+[ ! -e "$0.done" ] || exit 0
+touch "$0.done"
+echo "E: Could not get lock $LOCK. It is held by process 7 (apt-get)"
+exit 100
+"""
+
+
+@pytest.mark.parametrize(("lock", "expected"), [("/var/lib/apt/lists/lock", 0), ("/var/lib/other/lock", 1)])
+def test_another_apt_that_updates_the_lists_is_waited_for(policy: Path, lock: str, expected: int) -> None:
+    program = policy.parent / "apt-get"
+    program.write_text(APT_GET)
+    program.chmod(0o755)
+    code, said = run(policy, "packages=(one two); apt update", LOCK=lock)
+    assert (code, "Could not get lock" in said) == (expected, bool(expected))
+
+
+def test_another_apt_that_does_not_end_is_told(policy: Path) -> None:
+    program = policy.parent / "apt-get"
+    program.write_text(APT_GET.replace("touch", "true"))
+    program.chmod(0o755)
+    code, said = run(policy, "packages=(one two) lists_wait_s=0; apt update", LOCK="/var/lib/apt/lists/lock")
+    assert code == 1
+    assert "It is held by process 7" in said
+    assert "apt-get update failed; install one two by hand" in said

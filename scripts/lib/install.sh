@@ -8,6 +8,7 @@
 cache=${SWARM_HPC_CACHE:-${XDG_CACHE_HOME:-${HOME:-~}/.cache}/swarm-hpc}
 policy=/usr/sbin/policy-rc.d # what it says, invoke-rc.d obeys
 mark="while swarm-hpc installs packages"
+lists_wait_s=300 # for another apt-get to be done with the lists of packages
 optional=""
 sudo=()
 pid=""      # of what `run` runs
@@ -122,12 +123,17 @@ restore_policy() {
 }
 
 apt() { # command, words...
+    local until_s=$((SECONDS + lists_wait_s))
     [ -n "$log" ] || log=$(mktemp)
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive timeout --kill-after=10 600 \
-        apt-get -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1 </dev/null || {
-        show_end "$log"
-        die "apt-get $1 failed; install ${packages[*]} by hand"
-    }
+    until "${sudo[@]}" env LC_ALL=C DEBIAN_FRONTEND=noninteractive timeout --kill-after=10 600 \
+        apt-get -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1 </dev/null; do
+        # That option is not for the lists of packages, which a host that has just started updates by itself.
+        if ((SECONDS >= until_s)) || [[ $(<"$log") != *"Could not get lock "*/lists/lock* ]]; then
+            show_end "$log"
+            die "apt-get $1 failed; install ${packages[*]} by hand"
+        fi
+        sleep 1
+    done
 }
 
 # `packages`, as root, and no daemon of theirs.
