@@ -18,7 +18,9 @@ for_tests=""
 scratch="" # set while the lock is held
 
 clean_up() {
-    [ -z "$scratch" ] || { chmod -R u+w "$scratch" && rm -rf "$scratch"; } # Go makes its downloads read-only
+    [ -d "$scratch" ] || return 0
+    chmod -R u+w "$scratch" || true # Go makes its downloads read-only
+    rm -rf "$scratch"
 }
 
 # What swarm_hpc/sn/programs.py would take. It knows the accepted versions.
@@ -141,6 +143,7 @@ take_lock "$cache/lock" build
 list_missing # another one may just have built them
 ((${#missing[@]})) || exit 0
 scratch=$cache/build
+clean_up # of one that was killed
 mkdir -p "$bin" "$scratch/bin" "$scratch/tmp"
 jobs=$(nproc)
 ((jobs <= 8)) || jobs=8 # a login node has other users

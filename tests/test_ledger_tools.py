@@ -133,6 +133,32 @@ def test_an_optional_build_may_fail_except_in_ci(host: Host) -> None:
     assert host.install("--optional", GO_FAILS="yes", CI="true")[0] == 1
 
 
+def test_an_optional_build_may_fail_for_its_cache_as_well(host: Host) -> None:
+    cache = host.folder / "cache"
+    cache.mkdir()
+    (cache / "build").symlink_to("gone")
+    code, said = host.install("--optional")
+    assert (code, host.built()) == (0, [])
+    assert "are skipped" in said
+    assert host.install()[0] == 1
+
+
+def test_a_cache_that_cannot_be_locked_is_told_with_what_to_do(host: Host) -> None:
+    (host.folder / "cache" / "lock").mkdir(parents=True)
+    code, said = host.install()
+    assert code == 1
+    assert "set SWARM_HPC_CACHE to a folder that can be written to" in said
+
+
+def test_what_a_killed_build_left_is_not_built_on(host: Host) -> None:
+    left = host.folder / "cache" / "build" / "cometbft-shifted"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    left.chmod(0o500)
+    assert host.install("--for-tests")[0] == 0
+    assert not left.exists()
+
+
 def test_the_program_with_another_clock_is_made_for_tests_only(host: Host) -> None:
     assert host.install("--for-tests")[0] == 0
     assert [name.partition("-")[0] for name in host.cached()] == ["bin/cometbft", "bin/cometbft", "bin/geth"]

@@ -48,7 +48,7 @@ finish() {
     fi
     restore_policy
     [ -z "$log" ] || rm -f "$log"
-    clean_up
+    clean_up || true # what fails here must not hide how it ended
     if [ -n "$optional" ] && ((status > 0 && status < 128)); then
         say "going on without; tests that need $skipped are skipped"
         exit 0
@@ -76,8 +76,7 @@ run() { # seconds, log, command...
 # Until this process ends. Nobody else with this lock writes into the cache meanwhile.
 take_lock() { # file, what another one may be doing
     case $cache in /*) ;; *) die "$cache: SWARM_HPC_CACHE must be an absolute path" ;; esac
-    mkdir -p "${1%/*}" || die "set SWARM_HPC_CACHE to a folder that can be written to"
-    exec 9>"$1"
+    mkdir -p "${1%/*}" && exec 9>"$1" || die "set SWARM_HPC_CACHE to a folder that can be written to"
     flock --nonblock 9 || {
         say "waiting for another $2 into $cache"
         flock --timeout 3600 9 || die "$1: cannot be locked; set SWARM_HPC_CACHE to a folder on a local disk"
