@@ -103,7 +103,8 @@ run_apt() { # words...
 
 fetch() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg options=""
-    mirror=$(indexes | awk '$1 == "Debian" && $2 == "main" && $3 !~ /-/ { print $4; exit }')
+    # To the last line: an apt-get that may not say all of it fails.
+    mirror=$(indexes | awk '$1 == "Debian" && $2 == "main" && $3 !~ /-/ && !found { print $4; found = 1 }')
     [ -n "$mirror" ] || die "this distribution has no package of it, and apt no mirror of Debian: install $by_hand by hand"
     [ ! -e "$keyring" ] || options="[signed-by=$keyring] "
     say "fetching apptainer and libc6 of Debian's $suite (20 MB) ..."
