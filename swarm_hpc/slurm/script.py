@@ -10,8 +10,8 @@ from swarm_hpc.slurm.plan import JobPlan, Warned
 
 # SIGTERM (scancel, preemption, requeue) reaches every task by itself; bash only waits until all have ended in order.
 _REQUEUE: Final = """
-# Near the time limit: back into the queue, under the same ID.
-trap 'scontrol requeue "$SLURM_JOB_ID"' USR2
+# Near the time limit: back into the queue, under the same ID. Where that cannot be, it runs on until the limit.
+trap 'scontrol requeue "$SLURM_JOB_ID" || true' USR2
 """
 _LEAVE: Final = """
 # Ahead of the time limit: the tasks save their state and end, then the job goes back into the queue under the same ID.

@@ -133,6 +133,17 @@ def test_a_job_that_is_warned_tells_its_tasks_and_goes_back_into_the_queue_when_
     assert text().endswith('    scontrol requeue "$SLURM_JOB_ID"\nfi\nexit "$status"\n')
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_sn_that_is_warned_goes_back_into_the_queue_and_is_not_ended_where_it_may_not(
+    tmp_path: Path, code: int
+) -> None:
+    put(tmp_path / "srun", "kill -USR2 $PPID; sleep 0.2; exit 7")
+    scontrol = put(tmp_path / "scontrol", f'echo "$@" >>"$0.calls"; exit {code}')
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
+    done = subprocess.run(["bash", "-c", script(plan_sn())], env=env, cwd=tmp_path, timeout=30)
+    assert (done.returncode, calls(scontrol)) == (7, ["requeue 12"])
+
+
 @pytest.mark.parametrize("changes", [{"warning_s": 0}, {"requeue": False, "warning_s": 120}])
 def test_a_job_that_may_not_requeue_itself_gets_no_warning(changes: dict[str, Any]) -> None:
     assert "USR2" not in text(**changes)
