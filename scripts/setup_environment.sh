@@ -4,8 +4,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 inputs=(pyproject.toml constraints.txt setup.py swarm_hpc/kernels/native.c scripts/setup_environment.sh)
+kernels='swarm_hpc/kernels/_native*.so'
+
+describe() {
+    cat "${inputs[@]}"
+    if command -v "${CC:-cc}" >/dev/null; then echo "with a compiler"; fi
+}
+
 # There when everything was installed. Without any, what is installed may be half written.
-stamp=.venv/installed-$(cat "${inputs[@]}" | cksum | cut -d' ' -f1)
+stamp=.venv/installed-$(describe | cksum | cut -d' ' -f1)
 begun=.venv/begun # while there are no pip and uv in it, which install the rest
 
 is_complete() { [ -e "$stamp" ] && [ -x .venv/bin/python ]; }
@@ -80,9 +87,13 @@ rm -f "$begun"
 # uv takes a package that was half written when it was interrupted for a whole one.
 again=()
 compgen -G '.venv/installed-*' >/dev/null || again=(--reinstall)
-rm -f .venv/installed-*
+# Nor do kernels of another version stay where these cannot be compiled, which is no error.
+# shellcheck disable=SC2086 # a pattern
+rm -f .venv/installed-* $kernels
 echo "setup: installing packages into .venv (about 5 GB; one to several minutes the first time)" >&2
 # --system-certs: institutions often have a proxy with a CA of their own.
 .venv/bin/uv pip install --quiet --system-certs --python .venv/bin/python --constraint constraints.txt \
     "${again[@]}" --editable '.[pytorch,keras,mpi,demo,dev]'
+compgen -G "$kernels" >/dev/null ||
+    echo "setup: swarm_hpc/kernels/native.c was not compiled, so merges are slow: install a C compiler, try again" >&2
 touch "$stamp"

@@ -37,6 +37,7 @@ case "$*" in
 #!/bin/bash
 [ "$1" != --version ] || { echo "uv $UV_VERSION"; exit; }
 echo "uv $*" >>"$LOG"
+[ ! -e "$COMPILER" ] || touch swarm_hpc/kernels/_native.so
 [ "$BREAKS" != uv ] || { kill -KILL $PPID; exit 1; }
 END
     chmod +x .venv/bin/uv
@@ -63,10 +64,15 @@ class Checkout:
         python = self.folder / "my python"
         python.write_text(PYTHON)
         python.chmod(0o755)
+        self.compiler = self.folder / "cc"
+        self.compiler.touch()
+        self.compiler.chmod(0o755)
         version = next(line for line in self.script.read_text().splitlines() if line.startswith("uv_version="))
         self.env = {
             "PATH": os.defpath,
             "PYTHON": str(python),
+            "CC": str(self.compiler),
+            "COMPILER": str(self.compiler),
             "LOG": str(self.folder / "log"),
             "UV_VERSION": version.partition("=")[2],
         }
@@ -163,3 +169,18 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Checkout) ->
     checkout.did()
     assert checkout.set_up()[0] == 0
     assert checkout.did() == ["venv", "pip", "uv again"]
+
+
+def test_kernels_of_another_version_do_not_stay_where_these_cannot_be_compiled(checkout: Checkout) -> None:
+    kernels = checkout.folder / "swarm_hpc" / "kernels" / "_native.so"
+    assert "was not compiled" not in checkout.set_up()[1]
+    assert kernels.exists()
+    checkout.compiler.rename(checkout.folder / "elsewhere")
+    code, said = checkout.set_up()
+    assert code == 0
+    assert "native.c was not compiled, so merges are slow: install a C compiler, try again" in said
+    assert not kernels.exists()
+    assert checkout.set_up() == (0, "")
+    (checkout.folder / "elsewhere").rename(checkout.compiler)
+    assert checkout.set_up()[0] == 0
+    assert kernels.exists()

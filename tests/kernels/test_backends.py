@@ -15,6 +15,7 @@ from swarm_hpc.kernels.native import Native, sets
 from swarm_hpc.kernels.plain import BLOCK, TILE, Measure, Order, Plain, _fused
 from swarm_hpc.kernels.robust import trim_bounds
 from swarm_hpc.kernels.weights import bounds, quanta, shares
+from tests.conftest import cannot_run
 
 PLAIN, *OTHERS = cpu.backends()
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, 6e-8, 65504.0, 1e-42, -1e-42, 3e38, -3e38, np.inf, -np.inf, np.nan]
@@ -62,7 +63,7 @@ def same(found, wanted):
 def test_there_is_more_than_numpy_where_a_compiler_is():
     assert isinstance(PLAIN, Plain)
     if not OTHERS:
-        pytest.skip("native.c was not compiled: no C compiler at `make setup`")
+        cannot_run("native.c was not compiled: no C compiler at `make setup`")
     assert [backend.name for backend in OTHERS] == [f"native ({name})" for name in sets()]
 
 
