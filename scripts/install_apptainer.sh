@@ -16,7 +16,7 @@ skipped=Apptainer
 packages=()
 by_hand="Apptainer and ${programs[*]%:*}"
 # shellcheck source=scripts/lib/install.sh
-source "${BASH_SOURCE[0]%/*}/lib/install.sh"
+source "${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}lib/install.sh"
 prefix=$cache/apptainer
 debs=$cache/apptainer-debs # kept: the suite may hold other versions next month, or the host have no network
 scratch=""                 # set while the lock is held

@@ -10,7 +10,7 @@ packages=(munge slurm-client slurm-wlm-basic-plugins slurmctld slurmd iproute2)
 programs=(ip munged sbatch scontrol slurmctld slurmd squeue srun)
 by_hand="${programs[*]} (Slurm, munge and iproute2)"
 # shellcheck source=scripts/lib/install.sh
-source "${BASH_SOURCE[0]%/*}/lib/install.sh"
+source "${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}lib/install.sh"
 
 is_complete() {
     local name

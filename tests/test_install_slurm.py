@@ -23,10 +23,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def install(path: Path, *args: str, **env: str) -> tuple[int, str]:
+def install(
+    path: Path, *args: str, script: str | Path = SCRIPT, cwd: Path | None = None, **env: str
+) -> tuple[int, str]:
     """Exit code and what it said."""
     done = subprocess.run(
-        [path / "bash", SCRIPT, *args], env={"PATH": str(path), **env}, text=True, stderr=subprocess.PIPE
+        [path / "bash", script, *args], cwd=cwd, env={"PATH": str(path), **env}, text=True, stderr=subprocess.PIPE
     )
     return done.returncode, done.stderr
 
@@ -41,6 +43,13 @@ def test_nothing_is_done_where_everything_is_there(path: Path) -> None:
         put(path, name, "exit 1")
     put(path, "apt-get", "echo called >&2; exit 1")
     assert install(path) == (0, "")
+
+
+def test_it_may_be_called_from_its_own_folder(path: Path) -> None:
+    for name in (*PROGRAMS, "ip"):
+        put(path, name, "exit 1")
+    for script in (SCRIPT.name, f"./{SCRIPT.name}"):
+        assert install(path, script=script, cwd=SCRIPT.parent) == (0, "")
 
 
 def test_a_host_without_apt_is_told_what_to_install(path: Path) -> None:
