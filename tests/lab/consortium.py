@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -140,8 +140,7 @@ class Consortium:
         for site in self.sites.values():
             site.wanted = False
         for one in self._started:
-            for pid in _tree(one):
-                pid.resume()
+            _resume(one)
         processes.stop(self._started, 20.0)
         if self.relays is not None:
             self.relays.close()
@@ -235,8 +234,7 @@ class Consortium:
             one.suspend()
 
     def resume(self, name: str) -> None:
-        for one in _tree(self.sites[name].process):
-            one.resume()
+        _resume(self.sites[name].process)
 
     def tend(self) -> None:
         """Start again what has ended, a moment later; fail the test where something beside it has failed."""
@@ -369,6 +367,12 @@ def copy_tree(source: Path, target: Path) -> None:
     """A backup of a stopped site's folder, or its return: the target is replaced. Links stay links."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
+
+
+def _resume(process: Process | None) -> None:
+    for one in _tree(process):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            one.resume()
 
 
 def _tree(process: Process | None) -> list[psutil.Process]:

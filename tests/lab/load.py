@@ -85,7 +85,8 @@ class Load:
         self._sites = tuple(sites) or consortium.names
         self._nodes: dict[str, _Node] = {}
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="load")
+        # A daemon, so that tests come to an end where the nodes do not.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="load", daemon=True)
 
     def __enter__(self) -> Load:
         self._thread.start()

@@ -26,7 +26,8 @@ class Relays:
         self._tasks: dict[asyncio.Task[None], frozenset[str]] = {}
         self._healed = asyncio.Event()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="relays")
+        # A daemon, so that tests come to an end where `close` is not reached or fails.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relays", daemon=True)
         self._thread.start()
         self._do(self._listen())
 
