@@ -80,7 +80,8 @@ fi
 
 if ! .venv/bin/uv --version 2>/dev/null | grep -q "uv $uv_version"; then
     echo "setup: installing uv $uv_version" >&2
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+    # --no-user: clusters often have pip install for the user, which is refused in an environment.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-user "uv==$uv_version"
 fi
 rm -f "$begun"
 

@@ -32,6 +32,7 @@ case "$*" in
     ;;
 "-m pip install"*)
     [ -e .venv/pip ] || { echo "No module named pip" >&2; exit 1; }
+    case "${PIP_USER:-} $*" in "1 "*--no-user*) ;; "1 "*) echo "Can not perform a '--user' install" >&2; exit 1 ;; esac
     echo pip >>"$LOG"
     cat >.venv/bin/uv <<'END'
 #!/bin/bash
@@ -113,6 +114,11 @@ def test_it_is_made_once_and_then_nothing_is_said_or_done(checkout: Checkout) ->
 def test_it_may_be_called_from_any_folder(checkout: Checkout) -> None:
     assert checkout.set_up(checkout.script.parent)[0] == 0
     assert checkout.set_up(checkout.folder / "swarm_hpc") == (0, "")
+
+
+def test_a_host_where_pip_installs_for_the_user_gets_one_as_well(checkout: Checkout) -> None:
+    code, said = checkout.set_up(PIP_USER="1")
+    assert code == 0, said
 
 
 def test_two_at_once_make_one_environment(checkout: Checkout) -> None:
