@@ -15,7 +15,15 @@ describe() {
 stamp=.venv/installed-$(describe | cksum | cut -d' ' -f1)
 begun=.venv/begun # while there are no pip and uv in it, which install the rest
 
-is_complete() { [ -e "$stamp" ] && [ -x .venv/bin/python ]; }
+# Not where the host has replaced it by another version, which finds no packages in there.
+has_python() {
+    [ -x .venv/bin/python ] || return 1
+    local name
+    name=$(readlink -f .venv/bin/python)
+    case ${name##*/} in python3.*) [ -d ".venv/lib/${name##*/}" ] ;; esac
+}
+
+is_complete() { [ -e "$stamp" ] && has_python; }
 
 if is_complete; then exit 0; fi
 
@@ -68,7 +76,7 @@ take_lock
 if is_complete; then exit 0; fi # another one may just have made it
 
 python=$(find_python)
-if [ -e "$begun" ] || [ ! -x .venv/bin/python ]; then
+if [ -e "$begun" ] || ! has_python; then
     if ! why=$(make_venv "$python"); then
         if ! { install_venv_package "$python" && make_venv "$python"; }; then
             echo "$why" >&2

@@ -177,6 +177,19 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Checkout) ->
     assert checkout.did() == ["venv", "pip", "uv again"]
 
 
+def test_an_environment_whose_python_is_another_version_by_now_is_made_anew(checkout: Checkout) -> None:
+    assert checkout.set_up()[0] == 0
+    checkout.did()
+    python = checkout.folder / ".venv" / "bin" / "python"
+    newer = python.rename(checkout.folder / "python3.99")
+    python.symlink_to(newer)
+    (checkout.folder / ".venv" / "lib" / newer.name).mkdir(parents=True)
+    assert checkout.set_up() == (0, "")
+    (checkout.folder / ".venv" / "lib" / newer.name).rmdir()
+    assert checkout.set_up()[0] == 0
+    assert checkout.did() == ["venv", "pip", "uv again"]
+
+
 def test_kernels_of_another_version_do_not_stay_where_these_cannot_be_compiled(checkout: Checkout) -> None:
     kernels = checkout.folder / "swarm_hpc" / "kernels" / "_native.so"
     assert "was not compiled" not in checkout.set_up()[1]
