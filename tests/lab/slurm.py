@@ -153,13 +153,16 @@ class Cluster:
         return [one for one in psutil.process_iter() if self._belongs(one, job)]
 
     def _belongs(self, process: psutil.Process, job: str) -> bool:
+        its_job = self._env_of(process).get("SLURM_JOB_ID")
+        return its_job is not None and its_job == (job or its_job)
+
+    def _env_of(self, process: psutil.Process) -> dict[str, str]:
+        """The environment of a live process that speaks to this cluster; empty for any other."""
         try:
             env, status = process.environ(), process.status()
         except psutil.Error:
-            return False
-        its_job = env.get("SLURM_JOB_ID")
-        mine = env.get("SLURM_CONF") == self.env["SLURM_CONF"] and its_job is not None and its_job == (job or its_job)
-        return mine and status != psutil.STATUS_ZOMBIE
+            return {}
+        return env if env.get("SLURM_CONF") == self.env["SLURM_CONF"] and status != psutil.STATUS_ZOMBIE else {}
 
     def start(self, name: str, program: str, *words: str | Path) -> Process:
         """Start one of its daemons."""
@@ -207,10 +210,14 @@ class Cluster:
         until(lambda: not self.processes_of(), "their processes to end", END_S, lambda: str(self.processes_of()))
 
     def kill_all(self) -> None:
-        """Every process of its jobs: what a failed `cancel_all`, or a daemon that broke down, leaves behind."""
-        for process in self.processes_of():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        """Every process that speaks to it: what a failed `cancel_all`, or a daemon that broke down, leaves behind.
+
+        A slurmstepd, which is no process of its job, would try for an hour to tell a slurmctld that is gone.
+        """
+        for process in psutil.process_iter():
+            if self._env_of(process):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @contextmanager
