@@ -75,6 +75,8 @@ install_venv_package() {
 take_lock
 if is_complete; then exit 0; fi # another one may just have made it
 
+# One that is active cannot make itself anew.
+if [ "${VIRTUAL_ENV:-}" -ef .venv ]; then PATH=${PATH//"$VIRTUAL_ENV/bin:"/}; fi
 python=$(find_python)
 if [ -e "$begun" ] || ! has_python; then
     if ! why=$(make_venv "$python"); then

@@ -190,6 +190,20 @@ def test_an_environment_whose_python_is_another_version_by_now_is_made_anew(chec
     assert checkout.did() == ["venv", "pip", "uv again"]
 
 
+def test_an_environment_that_is_active_is_made_anew_as_well(checkout: Checkout) -> None:
+    assert checkout.set_up()[0] == 0
+    checkout.did()
+    venv, others = checkout.folder / ".venv", checkout.folder / "others"
+    (venv / "begun").touch()
+    shutil.copy(venv / "bin" / "python", venv / "bin" / "python3")
+    others.mkdir()
+    shutil.copy(venv / "bin" / "python", others / "python3")
+    next(venv.glob("installed-*")).unlink()
+    code, said = checkout.set_up(PYTHON="", VIRTUAL_ENV=str(venv), PATH=f"{venv}/bin:{others}:{os.defpath}")
+    assert code == 0, said
+    assert checkout.did() == ["venv", "pip", "uv again"]
+
+
 def test_kernels_of_another_version_do_not_stay_where_these_cannot_be_compiled(checkout: Checkout) -> None:
     kernels = checkout.folder / "swarm_hpc" / "kernels" / "_native.so"
     assert "was not compiled" not in checkout.set_up()[1]
