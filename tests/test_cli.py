@@ -56,6 +56,13 @@ def test_every_command_has_help_with_an_example_and_its_settings(capsys):
     assert "merge=centredclip|coordmedian|geomedian|krum|mean|multikrum|trimmedmean" in run(capsys, "sl", "--help")[1]
 
 
+def test_help_says_what_goes_with_a_run_folder_and_what_with_a_contract(capsys):
+    assert "swarm-hpc status RUN_DIR [sn=NAME] | SETTING=VALUE ... [" in run(capsys, "status", "--help")[1]
+    out = run(capsys, "verify", "--help")[1]
+    assert "swarm-hpc verify RUN_DIR | CONTRACT SETTING=VALUE ... [" in out
+    assert "swarm-hpc verify xray sn=" in out
+
+
 def test_the_overview_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0

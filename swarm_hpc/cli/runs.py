@@ -101,16 +101,20 @@ LOCAL = Command(
 
 STATUS = Command(
     about="show ledger, sites, nodes and training contracts, as an SN sees them, and this cluster's Slurm jobs",
-    example="swarm-hpc status runs/digits-20260131-120000",
-    arguments=partial(target_arguments, target="RUN_DIR"),
+    example="swarm-hpc status runs/digits-20260131-120000\n"
+    "  swarm-hpc status sn=sn.alpha.example:30304 identity.cert=swci-op.pem identity.key=swci-op-key.pem"
+    " identity.bundle=bundle.json",
+    arguments=partial(target_arguments, words="RUN_DIR [sn=NAME] | SETTING=VALUE ..."),
     run=_status,
     settings="status",
 )
 
 VERIFY = Command(
     about="recompute every merge from the blobs that were kept, and compare with the ledger",
-    example="swarm-hpc verify runs/digits-20260131-120000",
-    arguments=partial(target_arguments, target="RUN_DIR|CONTRACT"),
+    example="swarm-hpc verify runs/digits-20260131-120000\n"
+    "  swarm-hpc verify xray sn=sn.alpha.example:30304 identity.cert=swci-op.pem identity.key=swci-op-key.pem"
+    " identity.bundle=bundle.json",
+    arguments=partial(target_arguments, words="RUN_DIR | CONTRACT SETTING=VALUE ..."),
     run=_verify,
     settings="verify",
 )

@@ -47,7 +47,7 @@ def client_of(run_dir: str, settings: str, words: Sequence[str], config_dir: str
     return folder.client(sn=folder.check_sn(names[-1]) if names else "sn")
 
 
-def target_arguments(parser: argparse.ArgumentParser, *, target: str) -> None:
-    """Settings, or what is named instead of them."""
+def target_arguments(parser: argparse.ArgumentParser, *, words: str) -> None:
+    """Settings, and what is named instead of them or beside them; `words`: which go together."""
     settings_arguments(parser)
-    parser.usage = f"%(prog)s {target} | SETTING=VALUE ... [--json] [--debug] [--log-level LEVEL] [--config-dir DIR]"
+    parser.usage = f"%(prog)s {words} [--json] [--debug] [--log-level LEVEL] [--config-dir DIR]"
