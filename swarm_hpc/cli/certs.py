@@ -16,10 +16,13 @@ from swarm_hpc.errors import ConfigError
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("verb", choices=VERBS, metavar="ca|issue|bundle|show")
     parser.add_argument("words", nargs="+", metavar="SITE | SITE/KIND/NAME | SITE=CA.pem ... | FILE")
-    parser.add_argument("--trust-domain", metavar="T", help="ca, bundle: name that the whole network shares")
-    parser.add_argument("--out", metavar="PATH", help="folder (ca, issue) or file (bundle) to write")
+    text = "ca, bundle: name that the whole network shares; issue: where the CA does not say it"
+    parser.add_argument("--trust-domain", metavar="T", help=text)
+    text = "folder (ca; if not given: pki/SITE. issue; if not given: the CA's) or file (bundle) to write"
+    parser.add_argument("--out", metavar="PATH", help=text)
     parser.add_argument("--ca", metavar="DIR", help="issue: folder of the site's CA")
-    parser.add_argument("--days", type=int, metavar="N", help="ca, issue: how long the certificate is valid")
+    text = "ca, issue: how long the certificate is valid (if not given: 3650, 365)"
+    parser.add_argument("--days", type=int, metavar="N", help=text)
     parser.add_argument("--dns", action="append", default=[], metavar="NAME", help="issue: a DNS name to add")
 
 
