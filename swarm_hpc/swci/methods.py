@@ -260,7 +260,7 @@ class Methods(ABC):
         return self._do("assign_task_to_peer", task=task, taskrunner=taskrunner, peer=peer)
 
     def reset_taskrunner(self, taskrunner: str) -> Any:
-        """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and remove what they started.
+        """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and end what they started.
 
         RESET TASKRUNNER <taskrunner : name>
         """

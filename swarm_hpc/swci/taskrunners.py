@@ -111,7 +111,7 @@ async def assign_task_to_peer(session: Session, task: Label, taskrunner: Label, 
 
 @SUBJECT.command("RESET TASKRUNNER {taskrunner}")
 async def reset_taskrunner(session: Session, taskrunner: Label) -> Result:
-    """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and remove what they started."""
+    """Take a taskrunner's task back, whatever its state: its nodes stop what they do, and end what they started."""
     return said(f"TASKRUNNER RESET : {taskrunner}", data=await session.sn.reset_taskrunner(taskrunner))
 
 
