@@ -204,7 +204,7 @@ class LedgerConfig:
     commit_wait_ms: int = 250
     """How long a block waits for the slower sites' votes; raise it where sites are far apart."""
     geth: str = ""
-    """Path of geth; empty looks for it in the cache of `make geth` and in PATH."""
+    """Path of geth; empty looks at the variable GETH_BINARY, in the cache of `make geth` and in PATH."""
     cometbft: str = ""
     """Path of cometbft; empty as for geth."""
     min_free_mib: int = 512
