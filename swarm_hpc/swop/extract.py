@@ -146,4 +146,4 @@ def _write(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left:
 
 def _check(what: Path, left: int, num: int) -> None:
     if left < 0 or num > _MAX_MEMBERS:
-        raise DiskFull(f"{what.name}: holds more than is allowed here (max_unpacked_bytes)")
+        raise DiskFull(f"{what.name}: holds more than is allowed here: see EXTRACT in docs/migration.md")

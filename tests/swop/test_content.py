@@ -170,7 +170,7 @@ def test_a_failure_leaves_the_volume_as_it_was(site):
         (("DOWNLOAD", "URL/file"), {}, "not allowed"),
         (("DOWNLOAD", "URL/away"), {"downloads": ("*/away",)}, "policy"),
         (("DOWNLOAD", "URL/d.zip"), {"max_download_bytes": 10}, "10 are allowed"),
-        (("EXTRACT", "URL/d.zip"), {"max_unpacked_bytes": 0}, "more than is allowed"),
+        (("EXTRACT", "URL/d.zip"), {"max_unpacked_bytes": 0}, "more than is allowed here: see EXTRACT"),
         (("DOWNLOAD", "URL/cut"), {}, "ended after 2 of 3|cannot be fetched"),
         (("DOWNLOAD", "file:///none"), {}, "No such file"),
         (("DOWNLOAD", "file:///etc/hostname"), {"paths": ("/data",)}, "policy"),
