@@ -402,6 +402,15 @@ def test_missing_programs_of_the_ledger_are_named_before_anything_starts(capsys,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sns_in_containers_have_the_ledgers_programs_of_their_image(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SWARM_HPC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = run(capsys, "local", "ledger=geth", "container=apptainer")
+    assert (code, out) == (2, "")
+    assert "there is no apptainer" in err, "what the host has of the ledger's programs is of no use there"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -18,13 +18,13 @@ from swarm_hpc.errors import ConfigError
 
 
 def _local(options: argparse.Namespace) -> int:
-    from swarm_hpc.config import LedgerKind, LocalConfig
+    from swarm_hpc.config import ContainerKind, LedgerKind, LocalConfig
 
     config = load(LocalConfig, "local", options.words, options.config_dir)
     from swarm_hpc.local import experiment, results
 
-    if config.ledger.kind is LedgerKind.GETH:
-        find_programs(config.ledger)
+    if config.ledger.kind is LedgerKind.GETH and config.container.kind is ContainerKind.NONE:
+        find_programs(config.ledger)  # containers have their image's, and the host's paths lead nowhere in them
 
     logs.start("local", options.log_level)
     summary = experiment.run(config, EXAMPLES)
