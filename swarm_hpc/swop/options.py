@@ -46,6 +46,8 @@ def read_options(value: Value | None) -> tuple[ContainerOptions, list[str]]:
     if num_gpus > 0:
         notes.append("usrcontaineropts.gpus: counts; which GPUs of a node a job gets is for Slurm to say")
     wanted = num_gpus or (ALL if {"amd", "nvidia"} & set(devices) else 0)
+    if wanted == ALL:
+        notes.append("usrcontaineropts: of a node's GPUs all are as many as site.gpus_per_task says (or site.gres)")
     return ContainerOptions(num_gpus=wanted), notes
 
 

@@ -61,6 +61,12 @@ def test_a_profile_with_spire_and_gpus_of_amd():
     assert [node.user_host for node in profile.nodes] == ["user1", "user1"]
 
 
+@pytest.mark.parametrize("name", ["one-host", "spire"])
+def test_all_gpus_are_said_to_be_as_many_as_the_site_asks_slurm_for(name):
+    notes = read_profile(DATA / f"profile-{name}.yaml").notes
+    assert sum("all are as many as site.gpus_per_task says" in note for note in notes) == 1
+
+
 @pytest.mark.parametrize("key", ["resourcemgr", "network", "ipc", "cap-add", "security-opt", "privileged", "group-add"])
 def test_what_means_nothing_here_is_noted_once(key):
     notes = [note for note in read_profile(DATA / "profile-spire.yaml").notes if key in note.partition(": ")[0]]
