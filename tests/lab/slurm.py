@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -209,15 +209,22 @@ class Cluster:
         until(lambda: not self.run(*squeue), f"the jobs of {self.site} to end", END_S, lambda: self.run(*squeue))
         until(lambda: not self.processes_of(), "their processes to end", END_S, lambda: str(self.processes_of()))
 
+    def kill_jobs(self) -> None:
+        """Every process of its jobs, as where a node is lost."""
+        _kill(self.processes_of())
+
     def kill_all(self) -> None:
-        """Every process that speaks to it: what a failed `cancel_all`, or a daemon that broke down, leaves behind.
+        """Every process that speaks to it, daemons included: what a failed `cancel_all` or daemon leaves behind.
 
         A slurmstepd, which is no process of its job, would try for an hour to tell a slurmctld that is gone.
         """
-        for process in psutil.process_iter():
-            if self._env_of(process):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+        _kill(one for one in psutil.process_iter() if self._env_of(one))
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_the_program_of_a_lost_node_goes_on_from_what_it_saved_last(network: Cal
     until(lambda: len(net.steps("alpha", jobs["alpha"])) > 30, "the program to have saved", PATIENCE_S)
     alpha.lose_node("alpha1")
     try:
-        alpha.kill_all()
+        alpha.kill_jobs()
         before = net.steps("alpha", jobs["alpha"])
         until(lambda: "NodeList=alpha2\n" in alpha.describe(jobs["alpha"]), "the job to run elsewhere", PATIENCE_S)
         until(lambda: len(net.steps("alpha", jobs["alpha"])) > len(before), "it to go on", PATIENCE_S)
