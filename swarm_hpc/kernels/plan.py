@@ -161,7 +161,9 @@ def parse(header: ReadableBuffer) -> Layout:
     if not _BRACKETS.fullmatch(_NO_BRACKET.sub(b"", text)):
         raise BlobCorrupt("no blob of swarm_hpc: the header is no JSON object of tensors")
     try:
-        fields = json.loads(text, object_pairs_hook=_object, parse_float=_no_number, parse_constant=_no_number)
+        # in UTF-8 alone: of bytes, json would guess another encoding, in which other brackets may be structure
+        words = text.decode()
+        fields = json.loads(words, object_pairs_hook=_object, parse_float=_no_number, parse_constant=_no_number)
         layout = _layout(fields)
     # ConfigError, JSONDecodeError and UnicodeDecodeError are ValueErrors
     except ValueError as exc:

@@ -234,6 +234,13 @@ def test_deep_nests_are_refused_without_recursion():
         sys.setrecursionlimit(limit)
 
 
+def test_deep_nests_in_another_encoding_are_refused_without_recursion():
+    # in UTF-16 the name's one character has the byte of a quotation mark, behind which bytes look like a string
+    text = '{"\u2200":' + "[" * 100_000 + '"}'
+    for encoding in ("utf-16-le", "utf-16", "utf-32-le"):
+        assert "no blob of swarm_hpc" in refusal(header(text.encode(encoding)))
+
+
 def test_brackets_and_escapes_in_names_are_no_structure():
     layout = place([TensorSpec(name, "F32", ()) for name in ("[[[", "}}", 'a"b', "back\\", "\n", '"{')])
     assert parse(layout.header) == layout
