@@ -21,7 +21,8 @@ from swarm_hpc.transport.line import Line, in_thread
 from swarm_hpc.transport.retry import CONNECT_ATTEMPT_S, Patience, at, dropped_for_good, problem
 from swarm_hpc.transport.store import BLOCK_BYTES, BlobStore, BlobWriter, blob_name, hasher
 
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+# no longer numbers: int() refuses those of some thousand digits with a ValueError
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _PROBLEM_BYTES: Final = 1 << 20
 _BUFFERED_BYTES: Final = 16 << 20
 """So much may seem sent although the other side has read none of it: sockets' buffers."""

@@ -233,6 +233,17 @@ async def test_a_download_starts_anew_where_ranges_are_ignored(ends, store):
     assert len(app[RANGES]) == 2
 
 
+async def test_a_server_that_names_an_impossible_range_is_refused(ends):
+    async def answer(request):
+        return web.Response(status=206, headers={"Content-Range": f"bytes 0-1/{'9' * 5000}"})
+
+    app = server.application()
+    app.router.add_get("/v1/blobs/{blob}", answer)
+    await ends.serve(app)
+    with pytest.raises(ProtocolError, match="answered 206"):
+        await ends.download()
+
+
 async def test_a_server_that_sends_other_bytes_is_found_out(ends, store, tmp_path):
     (store.folder / BLOB).write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
     await ends.serve(app_with(store))
