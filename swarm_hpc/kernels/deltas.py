@@ -88,22 +88,26 @@ class Deltas:
         out: memoryview,
         *,
         left: _Float | None = None,
-    ) -> None:
+    ) -> bool:
         """Write the compact form of `model` as seen from `base` (whole blobs) into `out`, with `left` added.
 
         `left`: [num_differences], what earlier rounding left out. A difference that is not finite makes its block NaN
-        (bf16: itself alone). MergeError where a buffer has another size.
+        (bf16: itself alone). False where that is so for a value that only `base` has not finite: no difference leads
+        from there to a finite one. MergeError where a buffer has another size.
         """
         self._check(model, base, out)
         out[: len(self.layout.header)] = self.layout.header
+        gone = False
 
         def work(part: _Part, begin: int, end: int) -> None:
+            nonlocal gone
             new = _values(model, part.segment, begin, end)
             if part.wide is None:
                 _raw(out, part, begin, end)[...] = new
                 return
             old = _values(base, part.segment, begin, end)
-            difference = self._difference(part, new, old, left, begin)
+            difference, unreachable = self._difference(part, new, old, left, begin)
+            gone = gone or unreachable
             if self._wire is Wire.BF16:
                 _canonical(difference)
                 _bfloats(out, part, begin, end)[...] = difference
@@ -111,6 +115,7 @@ class Deltas:
                 _round_blocks(difference, _bytes(out, part, begin, end), _scales_of(out, part, begin, end))
 
         self._run(work)
+        return not gone
 
     def decode(self, compact: ReadableBuffer, base: ReadableBuffer, out: memoryview) -> None:
         """Write the model that a compact blob of `layout` stands for, seen from `base`, into `out`.
@@ -144,7 +149,7 @@ class Deltas:
             if part.wide is None:
                 return
             new, old = _values(model, part.segment, begin, end), _values(base, part.segment, begin, end)
-            difference = self._difference(part, new, old, left, begin)
+            difference, _ = self._difference(part, new, old, left, begin)
             # as it is read, rounded to the dtype
             read = self._total(compact, part, begin, old).astype(old.dtype)
             difference -= np.subtract(read, old, dtype=part.wide).astype(np.float32, copy=False)
@@ -163,16 +168,18 @@ class Deltas:
         _canonical(total)
         return total
 
-    def _difference(self, part: _Part, new: Array, old: Array, left: _Float | None, begin: int) -> _Float:
+    def _difference(self, part: _Part, new: Array, old: Array, left: _Float | None, begin: int) -> tuple[_Float, bool]:
+        """The difference, and whether in it there is one of a finite value from one that is not."""
         wide = np.subtract(new, old, dtype=part.wide)
         if left is not None:
             wide += left[part.first + begin : part.first + begin + len(new)]
-        limit = _LARGEST["BF16" if self._wire is Wire.BF16 else "F32"]
+        limit, unreachable = _LARGEST["BF16" if self._wire is Wire.BF16 else "F32"], False
         if not (np.abs(wide) <= limit).all():
             # nothing changes where both are infinite alike
             wide[~np.isfinite(wide) & ((new == old) | (np.isnan(new) & np.isnan(old)))] = 0
             _saturate(wide, limit, new, old)
-        return wide.astype(np.float32, copy=False)
+            unreachable = bool((np.isfinite(new) & ~np.isfinite(old)).any())
+        return wide.astype(np.float32, copy=False), unreachable
 
     def _differences(self, compact: ReadableBuffer, part: _Part, begin: int, end: int) -> _Float:
         if self._wire is Wire.BF16:

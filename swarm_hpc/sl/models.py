@@ -134,8 +134,8 @@ class Models:
         """What the node checks in with; to be left alone until the round is over."""
         if self.forms.check_in is None or not self.has(number - 1):
             return model
-        self.forms.check_in.encode(model, self._base, self._sent, left=self._left)
-        return self._sent
+        # whole as well where the result has a value that is not finite, and the model has it again
+        return self._sent if self.forms.check_in.encode(model, self._base, self._sent, left=self._left) else model
 
     def arrived(self, number: int, model: memoryview, sent: memoryview) -> None:
         """`outgoing` made `sent` of the model, and it was merged: note what it left out."""
@@ -155,10 +155,12 @@ class Models:
     def _leave(self, number: int, model: memoryview, sent: memoryview, left: npt.NDArray[np.float32]) -> None:
         if self.forms.check_in is None:
             return
-        if not self.forms.is_difference(sent, self.forms.check_in):
+        if self.forms.is_difference(sent, self.forms.check_in):
+            if self.has(number - 1):
+                self.forms.check_in.leave(model, self._base, sent, left)
+        elif not self.has(number - 1):
+            # the model never was a result: it has all that was left out
             left[:] = 0
-        elif self.has(number - 1):
-            self.forms.check_in.leave(model, self._base, sent, left)
 
     # --- merging ---
 

@@ -215,6 +215,19 @@ def test_what_is_not_finite_and_stays_so_costs_nothing_beside_it(wire, value):
 
 
 @pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_what_is_finite_again_travels_whole_for_no_difference_leads_there(wire, value):
+    values = np.linspace(1, 2, 1024)
+    values[3] = value
+    layout, blob = of_values("F32", values)
+    models = started(Merge(wire=wire), blob, layout)
+    values = np.linspace(2, 3, 1024).astype(np.float32)
+    blob = alone(models, 2, of_values("F32", values)[1])
+    assert values_of(layout, blob).tolist() == values.tolist()
+    assert len(models.outgoing(3, blob)) < len(blob)
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.INT8])
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_the_largest_finite_values_stay_finite(wire, dtype):
     largest = {"F64": 1.7e308, "F32": 3.4028234e38, "F16": 65504, "BF16": 3.38e38}[dtype]
