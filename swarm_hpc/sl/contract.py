@@ -7,7 +7,7 @@ from typing import Final
 
 from swarm_hpc.config import SlConfig, enough_peers
 from swarm_hpc.errors import ContractMismatch, ImageRefused, ModelMismatch, NotFound, TrainingOver
-from swarm_hpc.kernels.plan import Layout, check_same, model_hash, parse
+from swarm_hpc.kernels.plan import MAX_HEADER_BYTES, Layout, check_same, model_hash, parse
 from swarm_hpc.records import ContractSpec, ContractState, Platform, TrainingContract
 from swarm_hpc.sl.frames import OpenRequest
 from swarm_hpc.sl.member import Member
@@ -95,7 +95,7 @@ async def _name_difference(sn: SnClient, spec: ContractSpec, layout: Layout) -> 
         if setting not in _NOT_SETTINGS and asked[setting] != value:
             raise ContractMismatch(_explain(spec.name, setting, asked[setting], value))
     if spec.model != theirs.model:
-        header = await sn.download(theirs.model)
+        header = await sn.download(theirs.model, max_bytes=MAX_HEADER_BYTES)
         assert header is not None, "a download without a target returns the bytes"
         check_same(layout, parse(header), f"training contract {spec.name}")
 

@@ -317,9 +317,17 @@ class SnClient(TaskClient):
         )
 
     async def download(
-        self, blob: str, *, into: Path | blobs.Sink | None = None, buffers: Sequence[memoryview] = ()
+        self,
+        blob: str,
+        *,
+        into: Path | blobs.Sink | None = None,
+        buffers: Sequence[memoryview] = (),
+        max_bytes: int | None = None,
     ) -> memoryview | None:
-        """Fetch a blob into a file, a sink, or memory: new, or the buffer that has its size; verified. BlobNotFound."""
+        """Fetch a blob into a file, a sink, or memory: new, or the buffer that has its size; verified. BlobNotFound.
+
+        BlobCorrupt where new memory would have more than `max_bytes`.
+        """
         return await blobs.download(
             self._identity,
             self.address,
@@ -328,6 +336,7 @@ class SnClient(TaskClient):
             connection=self._connection,
             into=into,
             buffers=buffers,
+            max_bytes=max_bytes,
         )
 
     async def _get(self, path: str, query: Mapping[str, str | int | float] | None = None, wait_s: float = 0) -> Any:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from swarm_hpc.config import IdentityConfig, MergeConfig, ProgramConfig, RoundConfig, SlConfig
-from swarm_hpc.errors import ConfigError, ContractMismatch
-from swarm_hpc.kernels.plan import TensorSpec, place
+from swarm_hpc.errors import BlobCorrupt, ConfigError, ContractMismatch
+from swarm_hpc.kernels.plan import MAX_HEADER_BYTES, TensorSpec, place
 from swarm_hpc.records import ContractState, Merge, MergeMethod, Platform, TrainingContract
 from swarm_hpc.sl.contract import enter, settle, specify
 from swarm_hpc.sl.frames import OpenRequest
@@ -70,3 +70,15 @@ async def test_the_very_parameter_that_differs_is_named(ours, theirs, message):
     theirs, ours = (specify(settings(**merge), Platform.PYTORCH, LAYOUT) for merge in (theirs, ours))
     with pytest.raises(ContractMismatch, match=f"digits has {message}"):
         await enter(OneContract(theirs), None, ours, LAYOUT)
+
+
+async def test_a_contracts_model_that_is_larger_than_any_header_is_not_fetched():
+    class TooLarge(OneContract):
+        async def download(self, blob, *, max_bytes):
+            assert (blob, max_bytes) == (theirs.model, MAX_HEADER_BYTES)
+            raise BlobCorrupt("too large")
+
+    ours = specify(settings(), Platform.PYTORCH, LAYOUT)
+    theirs = replace(ours, model="0" * 64)
+    with pytest.raises(BlobCorrupt, match="too large"):
+        await enter(TooLarge(theirs), None, ours, LAYOUT)
