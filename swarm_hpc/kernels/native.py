@@ -59,7 +59,7 @@ class Native:
 
     def mean(self, rows: Rows, parts: Sequence[float], out: Array) -> None:
         """`plain.Backend.mean`"""
-        self._call("mean", rows, np.array(parts, np.float64), _like(rows, out))
+        self._fill(out, "mean", rows, np.array(parts, np.float64))
 
     def median(self, rows: Rows, order: Order, out: Array) -> None:
         """`plain.Backend.median`"""
@@ -88,7 +88,15 @@ class Native:
         described = _Order(
             counts.ctypes.data, order.lower, order.upper, order.unit, len(comparators), comparators.ctypes.data
         )
-        self._call(function, rows, ctypes.byref(described), _like(rows, out))
+        self._fill(out, function, rows, ctypes.byref(described))
+
+    def _fill(self, out: Array, function: str, rows: Rows, argument: Any) -> None:
+        _check_like(rows, out)
+        # C stores whole lines from where one begins, and counts on whole elements before that
+        target = out if out.flags.aligned else np.empty_like(out)
+        self._call(function, rows, argument, target)
+        if target is not out:
+            np.copyto(out, target)
 
     def _call(self, function: str, rows: Rows, *arguments: Any) -> None:
         # the compiler may count on whole elements lying where the dtype wants them
@@ -102,12 +110,11 @@ class Native:
             raise MemoryError("no memory for the scratch of a merge")
 
 
-def _like(rows: Rows, out: Array) -> Array:
-    """`out`, where it can take what comes of the rows: C would write beyond it."""
+def _check_like(rows: Rows, out: Array) -> None:
+    """MergeError unless `out` can take what comes of the rows: C would write beyond it."""
     lengths = {len(row) for row in rows}
     if {row.dtype for row in rows} != {out.dtype} or lengths != {len(out)} or not out.flags.c_contiguous:
         raise MergeError(f"an array of {len(out)} {out.dtype} cannot take a merge of {lengths} {rows[0].dtype}")
-    return out
 
 
 @cache

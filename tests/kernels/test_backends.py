@@ -187,9 +187,12 @@ def test_rows_that_do_not_lie_where_the_dtype_wants_them_are_merged_all_the_same
     odd = np.frombuffer(memoryview(data)[1:], np.float32)
     assert not odd.flags.aligned
     odd[:] = np.arange(1000)
-    out = np.empty(1000, np.float32)
-    backend.mean([odd, odd], [0.5, 0.5], out)
-    assert np.array_equal(out, np.arange(1000))
+    for out in (np.empty(1000, np.float32), np.frombuffer(memoryview(bytearray(4 * 1000 + 2))[2:], np.float32)):
+        backend.mean([odd, odd], [0.5, 0.5], out)
+        assert np.array_equal(out, np.arange(1000))
+        out[:] = 0
+        backend.median([odd, odd], Order([1, 1], 1, 2), out)
+        assert np.array_equal(out, np.arange(1000))
 
 
 @pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
