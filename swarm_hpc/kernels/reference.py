@@ -97,6 +97,10 @@ def geometric_median(
     cannot move: the least, over peers i, of the weighted median of the distances |x_i - x_k|. Where s is 0
     (below 2^-400) more than half of the weight is in one point, which is the result.
 
+    From the mean the way back is long where peers with nearly half of the weight are far away. Where max_iterations end
+    neither it nor within 16 s of the medoid (the peer i of s), the iteration begins anew at most 3 s from the medoid:
+    with a step from there in which e = s.
+
     P runs over all floating tensors of the model together. A peer with a value that is not finite, or beyond 2^480,
     gets weight 0; MergeError where that leaves none.
     """
@@ -105,12 +109,20 @@ def geometric_median(
     centre, spread = _medoid(stack_KP, weight_K)
     if spread <= NO_SPREAD:
         return stack_KP[centre]
-    middle_P = mean(stack_KP, weight_K)
-    for _ in range(max_iterations):
-        squares_K = (stack_KP - middle_P).square().sum(1)
-        pull_K = weight_K / (squares_K + (smoothing * spread) ** 2).sqrt()
-        before_P, middle_P = middle_P, (pull_K[:, None] * stack_KP).sum(0) / pull_K.sum()
-        if (middle_P - before_P).norm() <= tolerance * spread:
+
+    def next_point(point_P: Tensor, smoothing: float) -> Tensor:
+        squares_K = (stack_KP - point_P).square().sum(1)
+        pull_K = weight_K / (squares_K + smoothing**2).sqrt()
+        return (pull_K[:, None] * stack_KP).sum(0) / pull_K.sum()
+
+    medoid_P = stack_KP[centre]
+    for start_P in (mean(stack_KP, weight_K), next_point(medoid_P, spread)):
+        middle_P = start_P
+        for _ in range(max_iterations):
+            before_P, middle_P = middle_P, next_point(middle_P, smoothing * spread)
+            if (middle_P - before_P).norm() <= tolerance * spread:
+                return middle_P
+        if (middle_P - medoid_P).norm() <= 16 * spread:
             break
     return middle_P
 

@@ -8,11 +8,17 @@ Plain Python floats and exact sums (fsum), so that every machine finds the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from swarm_hpc.kernels.weights import median, quanta
 
 Matrix = list[list[float]]
+
+FAR: Final = 16.0
+"""Spreads from the medoid, beyond which a search that has not come to its end is not near it either."""
+MOST_HIDDEN: Final = 2.0**10
+"""Spreads by which peers' parts in a step may cancel out without hiding how long it is: 2^-26 of it is rounded off."""
 
 
 def medoid(squares: Matrix, parts: Sequence[float]) -> tuple[int, float]:
@@ -41,15 +47,31 @@ def weiszfeld(
     tolerance: float,
     max_iterations: int,
 ) -> list[float]:
-    """The weights, with sum 1, whose mean is `reference.geometric_median`; `spread` as from `medoid`, above 0."""
-    mixture = list(parts)
-    for _ in range(max_iterations):
-        before = mixture
-        mixture = _step(products, parts, before, smoothing * spread)
-        moved = [new - old for new, old in zip(mixture, before, strict=True)]
-        if _dot(moved, _times(products, moved)) <= (tolerance * spread) ** 2:
-            break
-    return mixture
+    """The weights, with sum 1, whose mean is `reference.geometric_median`; `spread` as from `medoid`, above 0.
+
+    `products` are relative to the medoid.
+    """
+    own = [max(row[peer], 0.0) for peer, row in enumerate(products)]
+    lengths = [math.sqrt(square) for square in own]
+
+    def search(mixture: list[float]) -> tuple[list[float], bool]:
+        """From there, and whether it came to its end."""
+        for _ in range(max_iterations):
+            before = mixture
+            mixture = _step(parts, squared_distances(products, before), smoothing * spread)
+            moved = [new - old for new, old in zip(mixture, before, strict=True)]
+            short = _dot(moved, _times(products, moved)) <= (tolerance * spread) ** 2
+            # where peers are far away on opposite sides, what is left may be nothing but rounding
+            if short and _dot(map(abs, moved), lengths) <= MOST_HIDDEN * spread:
+                return mixture, True
+        return mixture, False
+
+    found, ended = search(list(parts))
+    if not ended and _dot(found, _times(products, found)) > (FAR * spread) ** 2:
+        # The way back from the mean has too many steps where nearly half of the weight is far away: each leaves of it
+        # that half as a part of the other. This start is at most 3 spreads from the medoid.
+        found, _ = search(_step(parts, own, spread))
+    return found
 
 
 def squared_distances(products: Matrix, mixture: Sequence[float]) -> list[float]:
@@ -59,8 +81,8 @@ def squared_distances(products: Matrix, mixture: Sequence[float]) -> list[float]
     return [max(row[k] - 2 * along[k] + middle, 0.0) for k, row in enumerate(products)]
 
 
-def _step(products: Matrix, parts: Sequence[float], mixture: list[float], smoothing: float) -> list[float]:
-    squares = squared_distances(products, mixture)
+def _step(parts: Sequence[float], squares: Sequence[float], smoothing: float) -> list[float]:
+    """The weights of the next point, from the squared distances of all peers to this one."""
     pulls = [part / math.sqrt(square + smoothing**2) for part, square in zip(parts, squares, strict=True)]
     total = math.fsum(pulls)
     return [pull / total for pull in pulls]
@@ -70,5 +92,5 @@ def _times(matrix: Matrix, vector: Sequence[float]) -> list[float]:
     return [_dot(row, vector) for row in matrix]
 
 
-def _dot(left: Sequence[float], right: Sequence[float]) -> float:
+def _dot(left: Iterable[float], right: Iterable[float]) -> float:
     return math.fsum(a * b for a, b in zip(left, right, strict=True))
