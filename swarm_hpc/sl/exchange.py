@@ -341,11 +341,15 @@ def _in_memory(downloaded: memoryview | None) -> memoryview:
 
 
 def _read(source: Path, blob: str, buffers: Sequence[memoryview]) -> memoryview:
-    with source.open("rb", buffering=0) as file:
-        size_bytes, found = 0, os.fstat(file.fileno()).st_size
-        buffer = next((each for each in buffers if len(each) == found), buffers[0])
-        while count := file.readinto(buffer[size_bytes:]):
-            size_bytes += count
+    size_bytes = 0
+    try:
+        with source.open("rb", buffering=0) as file:
+            found = os.fstat(file.fileno()).st_size
+            buffer = next((each for each in buffers if len(each) == found), buffers[0])
+            while count := file.readinto(buffer[size_bytes:]):
+                size_bytes += count
+    except OSError as exc:
+        raise BlobCorrupt(f"{source} cannot be read: {exc.strerror}") from exc
     if size_bytes != len(buffer) or blobs.hash_bytes(buffer) != blob:
         raise BlobCorrupt(f"{source} is damaged")
     return buffer

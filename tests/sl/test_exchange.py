@@ -1,11 +1,13 @@
 """How parameters travel: the shared folder of `gateway`, and what a node keeps, shows and deletes with `direct`."""
 
 import asyncio
+import errno
 import os
 import threading
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +144,25 @@ async def test_the_merged_parameters_come_from_others_when_the_leader_has_lost_t
         BlobStore(swarm.folder / NodeName.parse(first.leader).site / "blobs").delete(first.merged)
         assert (await gamma.open()).resume
         assert gamma.weight == pytest.approx([2.0] * 5)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+async def test_a_blob_in_the_own_store_that_cannot_be_read_is_looked_for_elsewhere(tmp_path, monkeypatch, error):
+    store = BlobStore(tmp_path)
+    blob = store.put(b"data")
+
+    def fail(path, *mode, **options):
+        raise OSError(error, os.strerror(error), str(path))
+
+    class Nobody:
+        async def nodes(self):
+            return ()
+
+    exchange = DirectExchange(None, Nobody(), store, Readers(), ConnectionConfig())
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(BlobNotFound, match=rf"cannot be read: {os.strerror(error)}; deleted; beta/sl/sl"):
+        await exchange.fetch(blob, ["beta/sl/sl"], memoryview(bytearray(4)))
+    assert not store.has(blob)
 
 
 @direct_only
