@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,7 +120,9 @@ def _check_like(rows: Rows, out: Array) -> None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    for path in sorted(Path(__file__).parent.glob("_native*.so")):
+    found = sorted(Path(__file__).parent.glob("_native*.so"))
+    # this Python's own first: a checkout may have another one's from before native.c was changed
+    for path in sorted(found, key=lambda path: not path.name.endswith(EXTENSION_SUFFIXES[0])):
         # made for another kind of machine, or a newer C library than this one
         with suppress(OSError):
             return ctypes.CDLL(str(path))

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from swarm_hpc.errors import MergeError
-from swarm_hpc.kernels import cpu
+from swarm_hpc.kernels import cpu, native
 from swarm_hpc.kernels.arena import DTYPES
 from swarm_hpc.kernels.native import Native, sets
 from swarm_hpc.kernels.plain import BLOCK, TILE, Measure, Order, Plain, _fused
@@ -193,6 +194,14 @@ def test_rows_that_do_not_lie_where_the_dtype_wants_them_are_merged_all_the_same
         out[:] = 0
         backend.median([odd, odd], Order([1, 1], 1, 2), out)
         assert np.array_equal(out, np.arange(1000))
+
+
+def test_what_this_python_has_compiled_counts_more_than_what_another_one_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: path)
+    for suffix in (".aaa.so", ".zzz.so", EXTENSION_SUFFIXES[0]):
+        (tmp_path / f"_native{suffix}").touch()
+    assert native._library.__wrapped__() == str(tmp_path / f"_native{EXTENSION_SUFFIXES[0]}")
 
 
 @pytest.mark.parametrize("backend", cpu.backends(), ids=lambda backend: backend.name)
