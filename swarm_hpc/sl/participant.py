@@ -93,6 +93,8 @@ class Participant:
         """`shards.digest` of what this node has merged last."""
         self._arrived = self._doubtful = NOTHING
         """The latest round, and the blob, that this node's parameters were merged in, or may have been."""
+        self._asked = NOTHING
+        """The latest round, and the blob, that the ledger was asked to take a check-in for: it may have done so."""
 
     async def take_part(
         self, number: int, mine: Contribution | None, *, max_wait_s: float, standing: bool = False
@@ -107,9 +109,12 @@ class Participant:
             with self._gathering.for_a_round():
                 return await self._go_through(number, mine, max_wait_s, standing)
         except SwarmError:
-            if mine is not None and not self._models.exact and self._arrived != (number, mine.check_in.blob):
-                await asyncio.to_thread(self._models.doubt, number, mine.model, mine.data)
-                self._doubtful = number, mine.check_in.blob
+            if mine is not None and not self._models.exact:
+                given = number, mine.check_in.blob
+                # what was never handed in cannot count; an earlier one, of which there still is a doubt, may
+                if given == self._asked and given != self._arrived:
+                    await asyncio.to_thread(self._models.doubt, number, mine.model, mine.data)
+                    self._doubtful = given
             raise
 
     async def _go_through(self, number: int, mine: Contribution | None, max_wait_s: float, standing: bool) -> Outcome:
@@ -178,6 +183,7 @@ class Participant:
             if isinstance(action, rounds.CheckIn):
                 assert mine is not None
                 check_in = mine.check_in
+                self._asked = number, check_in.blob
                 with self.laps.lap(Phase.LEDGER):
                     await self._member.call(lambda i: self._sn.check_in(name, number, i, check_in))
             elif isinstance(action, rounds.Claim):

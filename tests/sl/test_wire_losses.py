@@ -152,6 +152,47 @@ async def test_what_a_failed_sync_handed_in_counts_once(rounded, merged):
 
 
 @gateway_only
+async def test_what_a_failed_sync_handed_in_counts_once_however_many_fail_after_it(rounded, monkeypatch):
+    """The same, but the round is claimed for long: alpha has trained on, and asks in vain to have that merged."""
+    swarm = rounded(Wire.INT8, whole_every=1000)
+    small, large = np.float32(0.003), np.float32(1)
+    rules = {"min_peers": 2, "quorum_wait_s": 0}
+    publish, may_publish = SnClient.publish, asyncio.Event()
+    may_publish.set()
+
+    async def wait_and_publish(self, *args):
+        await may_publish.wait()
+        return await publish(self, *args)
+
+    monkeypatch.setattr(SnClient, "publish", wait_and_publish)
+    async with swarm.node("alpha", max_wait_s=2, **rules), swarm.node("beta", **rules):
+        alpha, beta = programs = await swarm.open_two(TENSORS)
+        await swarm.sync_all(programs, 1, 2)
+        for program in programs:
+            program.weight[::1024] += large
+        alpha.weight[1] += small
+        await swarm.sync_all(programs, 2, 2)
+        may_publish.clear()
+        with pytest.raises(TimedOut):
+            await alpha.sync()
+        other = asyncio.create_task(beta.sync())
+        async with swarm.client() as sn:
+            while not (await sn.round("digits", 3)).round.leader:
+                await asyncio.sleep(0.05)
+            assert (await sn.round("digits", 3)).round.leader.startswith("beta")
+        alpha.weight[2] += large
+        with pytest.raises(TimedOut):
+            await alpha.sync()
+        may_publish.set()
+        await other
+        assert (await alpha.sync()).late
+        assert alpha.weight[1] == pytest.approx(small / 2, rel=0.02)
+        before = float(alpha.weight[1])
+        await swarm.sync_all(programs, 4, 2)
+        assert alpha.weight[1] == pytest.approx(before, rel=0.02)
+
+
+@gateway_only
 @pytest.mark.parametrize("wire", [Wire.EXACT, Wire.INT8])
 async def test_merging_again_takes_no_more_memory(rounded, monkeypatch, wire):
     """A leader whose publishing does not get through tries it all anew."""
