@@ -807,7 +807,7 @@ struct COMING {
     int64_t row, begin; /* bytes into each row */
     const char *line;
     int64_t left, per_row; /* steps */
-    int64_t at_once, now; /* lines in a step; none, when all are announced */
+    int64_t at_once, now; /* lines in a step, at most PAIRS; none, when all are announced */
 };
 ALWAYS void NAME(announce_row)(struct COMING *coming) {
     coming->now = coming->row < coming->rows->num_peers ? coming->at_once : 0;
@@ -865,9 +865,8 @@ ALWAYS void NAME(pairs)(
 #pragma GCC unroll 5
                 for (int a = 0; a < PAIRS; a++)
                     if (WANTED(a, b)) {
-                        VECTOR difference = left[a] - right;
-                        lanes[a][b][part] = squares ? NAME(longer)(lanes[a][b][part], difference, difference)
-                                                    : NAME(longer)(lanes[a][b][part], left[a], right);
+                        VECTOR factor = squares ? left[a] - right : left[a];
+                        lanes[a][b][part] = NAME(longer)(lanes[a][b][part], factor, squares ? factor : right);
                     }
             }
         }

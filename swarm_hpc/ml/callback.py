@@ -227,8 +227,7 @@ class Training:
                 f"the state in {self._store.saved} is of training contract {saved.contract}, and this is {contract}: "
                 "remove the folder to start anew"
             )
-        is_another = saved.created_at != session.created_at and bool(saved.created_at)
-        if is_another or saved.round >= session.round:
+        if saved.created_at not in (0, session.created_at) or saved.round >= session.round:
             raise ConfigError(
                 f"the state in {self._store.saved} is from after round {saved.round} of another training that was "
                 f"called {contract}, too: this one is at round {session.round}; remove the folder to start anew"

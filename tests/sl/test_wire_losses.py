@@ -123,21 +123,38 @@ async def test_two_rounds_with_the_same_blob_are_told_apart(rounded, monkeypatch
         assert alpha.weight[0] == 1 and bytes(alpha.session.arena.buffer) == bytes(beta.session.arena.buffer)
 
 
+SMALL, LARGE = np.float32(0.003), np.float32(1)
+
+
+async def open_with_a_step_left_out(swarm):
+    """Two programs after round 2, in which alpha's small step was left out beside a large one."""
+    alpha, _ = programs = await swarm.open_two(TENSORS)
+    await swarm.sync_all(programs, 1, 2)
+    for program in programs:
+        program.weight[::1024] += LARGE
+    alpha.weight[1] += SMALL
+    await swarm.sync_all(programs, 2, 2)
+    assert alpha.weight[1] == 0
+    return programs
+
+
+async def check_that_it_counts_once(swarm, programs):
+    """After round 3 it is there, and round 4 adds nothing."""
+    weight = programs[0].weight
+    assert weight[1] == pytest.approx(SMALL / 2, rel=0.02)
+    before = float(weight[1])
+    await swarm.sync_all(programs, 4, 2)
+    assert weight[1] == pytest.approx(before, rel=0.02)
+
+
 @gateway_only
 @pytest.mark.parametrize("merged", [True, False])
 async def test_what_a_failed_sync_handed_in_counts_once(rounded, merged):
     """Beside a large step a small one is left out in round 2. Round 3 carries it, but alpha does not see its end."""
     swarm = rounded(Wire.INT8, whole_every=1000)
-    small, large = np.float32(0.003), np.float32(1)
     rules = {"min_peers": 2, "quorum_wait_s": 0}
     async with swarm.node("alpha", max_wait_s=2, **rules), swarm.node("beta", **rules):
-        alpha, beta = programs = await swarm.open_two(TENSORS)
-        await swarm.sync_all(programs, 1, 2)
-        for program in programs:
-            program.weight[::1024] += large
-        alpha.weight[1] += small
-        await swarm.sync_all(programs, 2, 2)
-        assert alpha.weight[1] == 0
+        alpha, beta = programs = await open_with_a_step_left_out(swarm)
         with pytest.raises(SwarmError):
             await alpha.sync()
         if merged:
@@ -145,17 +162,13 @@ async def test_what_a_failed_sync_handed_in_counts_once(rounded, merged):
             assert (await alpha.sync()).late
         else:
             await swarm.sync_all(programs, 3, 2)
-        assert alpha.weight[1] == pytest.approx(small / 2, rel=0.02)
-        before = float(alpha.weight[1])
-        await swarm.sync_all(programs, 4, 2)
-        assert alpha.weight[1] == pytest.approx(before, rel=0.02)
+        await check_that_it_counts_once(swarm, programs)
 
 
 @gateway_only
 async def test_what_a_failed_sync_handed_in_counts_once_however_many_fail_after_it(rounded, monkeypatch):
     """The same, but the round is claimed for long: alpha has trained on, and asks in vain to have that merged."""
     swarm = rounded(Wire.INT8, whole_every=1000)
-    small, large = np.float32(0.003), np.float32(1)
     rules = {"min_peers": 2, "quorum_wait_s": 0}
     publish, may_publish = SnClient.publish, asyncio.Event()
     may_publish.set()
@@ -166,12 +179,7 @@ async def test_what_a_failed_sync_handed_in_counts_once_however_many_fail_after_
 
     monkeypatch.setattr(SnClient, "publish", wait_and_publish)
     async with swarm.node("alpha", max_wait_s=2, **rules), swarm.node("beta", **rules):
-        alpha, beta = programs = await swarm.open_two(TENSORS)
-        await swarm.sync_all(programs, 1, 2)
-        for program in programs:
-            program.weight[::1024] += large
-        alpha.weight[1] += small
-        await swarm.sync_all(programs, 2, 2)
+        alpha, beta = programs = await open_with_a_step_left_out(swarm)
         may_publish.clear()
         with pytest.raises(TimedOut):
             await alpha.sync()
@@ -180,16 +188,13 @@ async def test_what_a_failed_sync_handed_in_counts_once_however_many_fail_after_
             while not (await sn.round("digits", 3)).round.leader:
                 await asyncio.sleep(0.05)
             assert (await sn.round("digits", 3)).round.leader.startswith("beta")
-        alpha.weight[2] += large
+        alpha.weight[2] += LARGE
         with pytest.raises(TimedOut):
             await alpha.sync()
         may_publish.set()
         await other
         assert (await alpha.sync()).late
-        assert alpha.weight[1] == pytest.approx(small / 2, rel=0.02)
-        before = float(alpha.weight[1])
-        await swarm.sync_all(programs, 4, 2)
-        assert alpha.weight[1] == pytest.approx(before, rel=0.02)
+        await check_that_it_counts_once(swarm, programs)
 
 
 @gateway_only
